@@ -161,6 +161,18 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SyntheticConfig:
+    """The videos that data_prep.demo renders, and how it prepares them; training itself reads none of this."""
+
+    seed: int = 0  # of everything that is drawn
+    train_videos: int = 96
+    test_videos: int = 24
+    video_size: int = 64  # pixels of either side of the rendered files
+    frame_size: int = 40  # pixels of either side of the stored frames
+    flow_bound: float = 4.0  # pixels of flow that map to the ends of a byte
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
@@ -168,6 +180,7 @@ class Config:
     train: TrainConfig = TrainConfig()
     inference: InferenceConfig = InferenceConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    synthetic: SyntheticConfig = SyntheticConfig()
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -1,8 +1,33 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and how a command shows it."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
 
 
 class UserError(Exception):
-    """Bad input from the user: one plain sentence that names the file, the field and the remedy.
+    """Bad input from the user: one plain sentence that names the file, the field and the remedy."""
 
-    Commands print the sentence on standard error without a traceback and exit with 2.
+
+def report_errors(main: Callable[..., int | None]) -> Callable[..., int]:
+    """Decorates a command's `main(argv=None)`: a UserError becomes one line on standard error and exit code 2.
+
+    `--debug` among the arguments, or SPTAD_DEBUG=1 in the environment, shows the traceback instead. Ctrl-C gives 130.
     """
+
+    @functools.wraps(main)
+    def wrapper(argv: list[str] | None = None) -> int:
+        debug = "--debug" in (sys.argv if argv is None else argv) or os.environ.get("SPTAD_DEBUG") == "1"
+        try:
+            return main(argv) or 0
+        except UserError as error:
+            if debug:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+
+    return wrapper

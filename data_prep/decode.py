@@ -1,0 +1,77 @@
+"""One video file to frames and flow in a cache folder; runs in worker processes, so it imports little."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any, Literal
+
+import numpy as np
+
+from sptad_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameSettings:
+    """How frames are made out of a video."""
+
+    fps: float = 10.0  # stored frames per second (paper 4.1)
+    max_frames: int = 0  # frames at most, at a lower rate where needed; 0: no limit. 768 for ActivityNet
+    frame_size: int = 112  # pixels of either side
+    flow: Literal["tvl1", "dis", "none"] = "tvl1"
+    bound: float = 20.0  # pixels of flow that map to the ends of a byte
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        return ("rgb",) if self.flow == "none" else ("rgb", "flow")
+
+    def describe(self) -> dict[str, Any]:
+        """As dataset.json holds it."""
+        flow = None if self.flow == "none" else {"method": self.flow, "bound": self.bound}
+        return {"fps": self.fps, "max_frames": self.max_frames, "frame_size": self.frame_size,
+                "streams": list(self.streams), "flow": flow}
+
+
+def is_cached(path: pathlib.Path, cache_dir: pathlib.Path, settings: FrameSettings) -> bool:
+    """Whether `decode_to_cache` has been here with this very file and these settings."""
+    return (_place(path, cache_dir, settings) / "video.json").is_file()
+
+
+def decode_to_cache(path: pathlib.Path, cache_dir: pathlib.Path, settings: FrameSettings) -> dict[str, Any]:
+    """Decodes a video and computes its flow, once.
+
+    Returns {"num_frames", "fps", "duration_sec", "cache"}, or {"error": sentence} for a file that cannot be read.
+    """
+    from sptad_jax.data.optical_flow import compute_flow
+    from sptad_jax.data.video import decode_video
+
+    place = _place(path, cache_dir, settings)
+    marker = place / "video.json"  # written last
+    if marker.is_file():
+        return {**json.loads(marker.read_text(encoding="utf-8")), "cache": os.fspath(place)}
+    try:
+        video = decode_video(path, settings.fps, settings.frame_size, max_frames=settings.max_frames)
+    except UserError as error:
+        return {"error": str(error)}
+    place.mkdir(parents=True, exist_ok=True)
+    np.save(place / "rgb.npy", video.frames, allow_pickle=False)
+    if settings.flow != "none":
+        np.save(place / "flow.npy", compute_flow(video.frames, settings.flow, settings.bound), allow_pickle=False)
+    facts = {"num_frames": len(video.frames), "fps": video.fps, "duration_sec": video.duration_sec}
+    temporary = marker.with_suffix(".tmp")
+    temporary.write_text(json.dumps(facts), encoding="utf-8")
+    os.replace(temporary, marker)
+    return {**facts, "cache": os.fspath(place)}
+
+
+def load_cached(place: pathlib.Path, settings: FrameSettings) -> dict[str, np.ndarray]:
+    """Memory-mapped streams: uint8 [T, H, W, C] each."""
+    return {name: np.load(place / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in settings.streams}
+
+
+def _place(path: pathlib.Path, cache_dir: pathlib.Path, settings: FrameSettings) -> pathlib.Path:
+    """A folder of its own for each file, state of the file and settings."""
+    stat = path.stat()
+    key = json.dumps([os.path.abspath(path), stat.st_size, stat.st_mtime_ns, settings.describe()])
+    return cache_dir / hashlib.sha256(key.encode()).hexdigest()[:24]

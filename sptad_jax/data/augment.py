@@ -1,0 +1,70 @@
+"""Cropping, flipping and scaling of uint8 windows on the device (paper 4.1)."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from sptad_jax.config import DataConfig
+
+
+def prepare(
+    batch: Mapping[str, jax.Array], config: DataConfig, key: jax.Array | None, train: bool
+) -> dict[str, jax.Array]:
+    """Turns a batch of the Grain pipeline into the network's inputs; jit it with `config` and `train` static.
+
+    Training cuts one random square out of each window and flips it with probability `flip_prob`; every frame of the
+    window and both streams share the draw. Testing cuts the central square. Bytes become x / 255 * 2 - 1 (as AFSD,
+    AFSD/common/thumos_dataset.py:264), then frames from num_frames on get the padding value.
+
+    Args:
+      batch: "rgb" uint8 [B, F, H, W, 3] and/or "flow" uint8 [B, F, H, W, 2], and "num_frames" int32 [B].
+      config: crop_size, random_crop, flip_prob, flip_negates_flow_x and pad_value are read.
+      key: random key of the step; needed in training only.
+      train: augment, or not.
+
+    Returns: dict of the batch's streams, float32 [B, F, crop, crop, C] in [-1, 1].
+
+    Raises ValueError where training has no key, or where the crop is larger than the frames.
+    """
+    streams = {name: batch[name] for name in ("rgb", "flow") if name in batch}
+    batch_size, num_frames, height, width = next(iter(streams.values())).shape[:4]
+    crop = config.crop_size
+    if crop > min(height, width):
+        raise ValueError(f"crop_size {crop} is larger than the frames ({height} x {width})")
+
+    spare = jnp.array([height - crop, width - crop])
+    offsets = jnp.broadcast_to(spare // 2, (batch_size, 2))
+    flips = jnp.zeros(batch_size, bool)
+    if train:
+        if key is None:
+            raise ValueError("training needs a random key")
+        crop_key, flip_key = jax.random.split(key)
+        flips = jax.random.bernoulli(flip_key, config.flip_prob, (batch_size,))
+        if config.random_crop:
+            offsets = jax.random.randint(crop_key, (batch_size, 2), 0, spare + 1)
+    real = jnp.arange(num_frames) < batch["num_frames"][:, None]
+    pad_value = {"zero": 0.0, "minus_one": -1.0, "afsd": -1.0 if train else 0.0}[config.pad_value]
+
+    inputs = {}
+    for name, frames in streams.items():
+        frames = _crop(frames, offsets, crop)
+        flipped = frames[:, :, :, ::-1]
+        if name == "flow" and config.flip_negates_flow_x:
+            flipped = flipped.at[..., 0].set(255 - flipped[..., 0])
+        frames = jnp.where(flips[:, None, None, None, None], flipped, frames)
+        scaled = (frames.astype(jnp.float32) * 2 - 255) / 255  # in this order 255 is exactly 1
+        inputs[name] = jnp.where(real[:, :, None, None, None], scaled, pad_value)
+    return inputs
+
+
+def _crop(frames: jax.Array, offsets: jax.Array, crop: int) -> jax.Array:
+    """Squares at (y, x) offsets [B, 2] out of [B, F, H, W, C]; still bytes, so the gather moves a quarter."""
+    num_frames, height, width, channels = frames.shape[1:]
+    if crop == height and crop == width:
+        return frames
+
+    def cut(window: jax.Array, offset: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(window, (0, offset[0], offset[1], 0), (num_frames, crop, crop, channels))
+
+    return jax.vmap(cut)(frames, offsets)

@@ -1,0 +1,179 @@
+"""Batches of windows, read with Grain: the same order for every number of threads, workers and hosts."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from sptad_jax.config import DataConfig, TrainConfig
+from sptad_jax.data import datasets, windows
+from sptad_jax.data.datasets import Dataset
+from sptad_jax.data.windows import WindowIndex
+from sptad_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowSource:
+    """Random access to windows, as Grain asks of a source; short videos are padded with zero bytes to F frames."""
+
+    dataset: Dataset
+    index: WindowIndex
+    length: int  # F
+    streams: tuple[str, ...]
+    with_targets: bool
+    padded_length: int  # windows from len(index) on repeat the last and are marked as not real
+
+    def __len__(self) -> int:
+        return self.padded_length
+
+    def __getitem__(self, position: Any) -> Batch:
+        i = min(int(position), len(self.index) - 1)
+        video, start = int(self.index.video_index[i]), int(self.index.start_frame[i])
+        count = int(self.index.num_frames[i])
+        window: Batch = {}
+        for name, frames in self.dataset.read_frames(video, start, start + count, self.streams).items():
+            if count < self.length:
+                frames = np.pad(frames, [(0, self.length - count), (0, 0), (0, 0), (0, 0)])
+            window[name] = frames
+        names = ["num_frames", "video_index", "start_frame"]
+        if self.with_targets:
+            names += ["segments_norm", "labels", "valid", "clip_labels"]
+        else:
+            window["is_real"] = np.asarray(int(position) < len(self.index))
+        return window | {name: np.asarray(getattr(self.index, name)[i]) for name in names}
+
+
+class TrainingBatches(Iterator[Batch]):
+    """An endless iterator of training batches; its state is the number of batches given out.
+
+    Grain's own states do not fit another number of workers or hosts; a count does, since batch k is the same for all:
+    the hosts' k-th batches together are rows k*B..(k+1)*B-1 of one sequence.
+    """
+
+    def __init__(self, batches: grain.MapDataset, num_windows: int, batch_size: int, config: DataConfig) -> None:
+        self._batches, self._config = batches, config
+        self.num_windows = num_windows
+        self.steps_per_epoch = max(1, num_windows // batch_size)
+        self._step = 0
+        self._iterator: Any = None
+
+    def __next__(self) -> Batch:
+        if self._iterator is None:
+            self._iterator = iter(_read_ahead(self._batches[self._step:], self._config))
+        batch = next(self._iterator)
+        self._step += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        return {"step": self._step}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes on as if `state["step"]` batches had been taken."""
+        self.close()
+        self._step = int(state["step"])
+
+    def close(self) -> None:
+        """Ends the reading threads and workers."""
+        if self._iterator is not None and hasattr(self._iterator, "close"):
+            self._iterator.close()
+        self._iterator = None
+
+
+class TestBatches:
+    """All windows of the test videos in order, once; iterate as often as needed. `len` is the number of batches."""
+
+    __test__ = False  # no test case, whatever its name
+
+    def __init__(self, batches: grain.MapDataset, index: WindowIndex, config: DataConfig) -> None:
+        self._batches, self._config = batches, config
+        self.index = index
+        self.num_windows = len(index)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(_read_ahead(self._batches, self._config))
+
+
+def make_training_batches(
+    dataset: Dataset,
+    data_config: DataConfig,
+    train_config: TrainConfig,
+    streams: Sequence[str],
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainingBatches:
+    """Shuffled windows of the training subset, for ever, anew in each epoch; fixed by the seed.
+
+    Epochs follow one another without a gap: a batch may hold the last windows of one and the first of the next, so no
+    window is left out. Each process receives `train_config.batch_size / process_count` windows a batch.
+
+    Yields rgb uint8 [B, F, H, W, 3], flow uint8 [B, F, H, W, 2] (the streams asked for), segments_norm float32
+    [B, M, 2], labels int32 [B, M], valid bool [B, M], clip_labels float32 [B, A], and num_frames, video_index,
+    start_frame int32 [B].
+
+    Raises UserError where dataset and config do not fit, or the training subset holds no window.
+    """
+    datasets.check_fit(dataset, data_config, streams)
+    targets = datasets.make_video_targets(dataset, data_config.train_subset)
+    if data_config.shuffle_labels:
+        targets = windows.shuffle_labels(targets, train_config.seed)
+    index = windows.index_windows(targets, data_config, len(dataset.classes), data_config.stride_train)
+    if not len(index):
+        raise UserError(f"{dataset.path}: no window of the subset '{data_config.train_subset}' holds a target; check "
+                        "its annotations, data.window_rule and data.min_tioa.")
+    source = WindowSource(dataset, index, data_config.num_frames, tuple(streams), True, len(index))
+    local_size = _split_batch(train_config.batch_size, process_count, "train.batch_size")
+    batches = (grain.MapDataset.source(source).seed(train_config.seed).shuffle().repeat(reseed_each_epoch=True)
+               [process_index::process_count].batch(local_size, drop_remainder=True))
+    return TrainingBatches(batches, len(index), train_config.batch_size, data_config)
+
+
+def make_test_batches(
+    dataset: Dataset,
+    data_config: DataConfig,
+    batch_size: int,
+    streams: Sequence[str],
+    subset: str | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TestBatches:
+    """Every window of the test subset (or of `subset`) in order, batch_size over all processes.
+
+    The last batch repeats the last window where it would fall short; `is_real` bool [B] marks the others. Yields the
+    streams, num_frames, video_index, start_frame and is_real; no targets. Raises UserError where nothing fits.
+    """
+    datasets.check_fit(dataset, data_config, streams)
+    videos = [windows.VideoTargets(dataset.videos[i].name, i, dataset.videos[i].num_frames, np.zeros((0, 2)),
+                                   np.zeros(0, np.int32))
+              for i in dataset.indices_of(subset or data_config.test_subset)]
+    index = windows.index_test_windows(videos, data_config.num_frames, data_config.stride_test)
+    local_size = _split_batch(batch_size, process_count, "inference.batch_size")
+    padded_length = -(-len(index) // batch_size) * batch_size
+    source = WindowSource(dataset, index, data_config.num_frames, tuple(streams), False, padded_length)
+    batches = grain.MapDataset.source(source)[process_index::process_count].batch(local_size)
+    return TestBatches(batches, index, data_config)
+
+
+def _split_batch(batch_size: int, process_count: int, field: str) -> int:
+    if batch_size % process_count:
+        raise UserError(f"{field} ({batch_size}) must be a multiple of the number of processes ({process_count}).")
+    return batch_size // process_count
+
+
+def _read_ahead(batches: grain.MapDataset, config: DataConfig) -> grain.IterDataset:
+    """Reads in threads, or in worker processes; few batches ahead, since one of the paper's holds 257 MB."""
+    options = grain.ReadOptions(num_threads=config.read_threads, prefetch_buffer_size=max(2, config.read_threads))
+    reader = batches.to_iter_dataset(options)
+    if config.workers:
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain's workers look at absl's flags and refuse unparsed ones
+        reader = reader.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
+    return reader

@@ -1,0 +1,181 @@
+"""Video files to uint8 frames at a fixed rate, and back."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+
+import av
+import cv2
+import numpy as np
+
+from sptad_jax.errors import UserError
+
+TIME_TOLERANCE_SEC = 1e-3  # Matroska and WebM round time stamps to milliseconds
+TRUNCATED_SHARE = 0.9  # a file that ends before this share of its stated duration is broken
+
+cv2.setNumThreads(1)  # videos are handled by several processes; threads inside each would only fight for the cores
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodedVideo:
+    """Frames at a fixed rate: frame i is what a player shows i / fps seconds after the first frame."""
+
+    frames: np.ndarray  # uint8 RGB [T, size, size, 3]
+    fps: float  # of `frames`
+    duration_sec: float  # of the file's video stream, as decoded
+
+
+def decode_video(
+    path: str | os.PathLike[str], fps: float, size: int, *, max_frames: int = 0, threads: int = 1
+) -> DecodedVideo:
+    """Decodes a video (or an animated GIF) at `fps` frames a second, resized to size x size.
+
+    Frame i is the last source frame whose time stamp is not after i / fps (to the millisecond), times counted from the
+    first frame; so a slow source repeats frames and a fast one skips some. The aspect ratio is ignored, as AFSD does
+    (AFSD/common/video2npy.py:46-63); shrinking averages areas, enlarging is bilinear.
+
+    Args:
+      path: any file that FFmpeg reads.
+      fps: frames per second to take.
+      size: pixels of either side.
+      max_frames: where positive, the rate of a long video is lowered so that this many frames cover it, and is never
+        above the source's own: ActivityNet's fixed length (paper 4.1; AFSD/anet_data/transform_videos.py:36-37).
+      threads: of the decoder.
+
+    Raises:
+      UserError: the file is missing, holds no video, cannot be decoded, or ends far before its stated duration.
+    """
+    if max_frames:
+        source_fps, duration_sec = _measure(path)
+        fps = min(source_fps, max_frames / duration_sec)
+    frames: list[np.ndarray] = []
+    latest: av.VideoFrame | None = None
+    end_sec = 0.0
+
+    def take_until(time_sec: float) -> None:
+        """Every sampling time before `time_sec` still belongs to the latest frame."""
+        count = math.ceil((time_sec - TIME_TOLERANCE_SEC) * fps) - len(frames)
+        if latest is not None and count > 0:
+            frames.extend([_resize(_to_rgb(latest), size, size)] * count)
+
+    for start_sec, frame_end_sec, frame in _decode(path, threads):
+        take_until(start_sec)
+        latest, end_sec = frame, frame_end_sec
+    take_until(max(end_sec, 2 * TIME_TOLERANCE_SEC))
+    if max_frames:
+        frames = frames[:max_frames]
+    return DecodedVideo(np.stack(frames), fps, end_sec)
+
+
+def read_frames_at(path: str | os.PathLike[str], times_sec: Sequence[float], height: int = 120) -> list[np.ndarray]:
+    """The pictures shown at some times, uint8 RGB [height, W, 3] in their own aspect ratio, in the order of the times.
+
+    A time beyond the end gives the last frame. Raises UserError as `decode_video`.
+    """
+    order = np.argsort(times_sec, kind="stable")
+    pictures: list[np.ndarray | None] = [None] * len(times_sec)
+    waiting = [int(i) for i in order]
+    latest = None
+    for start_sec, _, frame in _decode(path, threads=1):
+        while waiting and latest is not None and times_sec[waiting[0]] < start_sec - TIME_TOLERANCE_SEC:
+            pictures[waiting.pop(0)] = _to_height(latest, height)
+        latest = frame
+    for i in waiting:
+        assert latest is not None
+        pictures[i] = _to_height(latest, height)
+    return [picture for picture in pictures if picture is not None]
+
+
+def write_video(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: float, crf: int = 18) -> None:
+    """Encodes uint8 RGB frames [H, W, 3] (even H and W) as H.264 in MP4; the file appears whole or not at all.
+
+    `crf` is libx264's quality: 0 loses nothing but chroma resolution, 51 is the worst.
+    """
+    rate = Fraction(fps).limit_denominator(1001)
+    temporary = f"{os.fspath(path)}.tmp{os.getpid()}"
+    try:
+        with av.open(temporary, "w", format="mp4") as container:
+            stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": "veryfast"})
+            stream.pix_fmt = "yuv420p"
+            stream.codec_context.thread_count = 1
+            for i, image in enumerate(frames):
+                if i == 0:
+                    stream.height, stream.width = image.shape[:2]
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+            container.mux(stream.encode(None))
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def _measure(path: str | os.PathLike[str]) -> tuple[float, float]:
+    """Mean frame rate and duration in seconds, from the time stamps themselves: headers are often wrong."""
+    ends_sec = [end_sec for _, end_sec, _ in _decode(path, threads=1)]
+    return len(ends_sec) / ends_sec[-1], ends_sec[-1]
+
+
+def _decode(path: str | os.PathLike[str], threads: int) -> Iterator[tuple[float, float, av.VideoFrame]]:
+    """Yields (start_sec, end_sec, frame) in order of display, times from the first frame; checks the whole file."""
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such video file.")
+    try:
+        with av.open(os.fspath(path)) as container:
+            if not container.streams.video:
+                raise UserError(f"{path}: the file holds no video stream; give a video file.")
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = threads
+            step_sec = float(1 / stream.average_rate) if stream.average_rate else 0.04
+            first, time_sec, end_sec = None, -step_sec, 0.0
+            for frame in container.decode(stream):
+                stamp = None if frame.time is None else float(frame.time)
+                first = stamp if first is None else first
+                # without a usable stamp a frame follows the one before at the mean rate
+                time_sec = time_sec + step_sec if stamp is None or first is None else max(stamp - first, time_sec, 0.0)
+                end_sec = time_sec + _frame_duration(frame, step_sec)
+                yield time_sec, end_sec, frame
+            if end_sec == 0.0:
+                raise UserError(f"{path}: not one frame could be decoded; the file is broken, obtain it again.")
+            stated_sec = _stated_duration(container, stream)
+    except (av.error.FFmpegError, OSError, ValueError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{path}: cannot be decoded ({reason}); the file is broken or no video, obtain it again."
+                        ) from None
+    if end_sec < TRUNCATED_SHARE * stated_sec:
+        raise UserError(f"{path}: ends after {end_sec:.1f} s although it states {stated_sec:.1f} s; the file is cut "
+                        "short, obtain it again.")
+
+
+def _frame_duration(frame: av.VideoFrame, default_sec: float) -> float:
+    duration = getattr(frame, "duration", None)
+    return float(duration * frame.time_base) if duration and frame.time_base else default_sec
+
+
+def _stated_duration(container: "av.container.InputContainer", stream: "av.video.stream.VideoStream") -> float:
+    """Seconds of video that the header promises; 0 where it promises nothing."""
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    if container.duration is not None and len(container.streams) == 1:  # other streams may be longer than the video
+        return container.duration / av.time_base
+    return 0.0
+
+
+def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
+    image = frame.to_ndarray(format="rgb24")
+    turns = round(getattr(frame, "rotation", 0) / 90) % 4
+    return np.rot90(image, turns) if turns else image  # telephones store the picture lying and a note of how to turn it
+
+
+def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    if image.shape[:2] == (height, width):
+        return np.ascontiguousarray(image)
+    shrinks = image.shape[0] >= height and image.shape[1] >= width
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=interpolation)
+
+
+def _to_height(frame: av.VideoFrame, height: int) -> np.ndarray:
+    image = _to_rgb(frame)
+    return _resize(image, height, max(1, round(image.shape[1] * height / image.shape[0])))

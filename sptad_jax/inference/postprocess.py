@@ -1,0 +1,272 @@
+"""From the last stage's proposals to the detections of a video (paper 3.2.2 and 4.1).
+
+Class probabilities are adjusted by the clip-level ones, segments of all windows are brought to seconds of the video,
+and redundant detections, which overlapping windows produce, are suppressed by soft-NMS within each class.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sptad_jax.config import InferenceConfig
+from sptad_jax.errors import UserError
+
+Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # score [n], segments_sec [n, 2], class index [n]
+TIME_DECIMALS = 4  # times are rounded to 0.1 ms, far below a frame, so that files stay small; scores are not rounded
+
+
+def postprocess_video(
+    class_prob: Any,
+    segments_norm: Any,
+    clip_prob: Any | None,
+    window_start_sec: Any,
+    window_length_sec: float,
+    duration_sec: float,
+    classes: Sequence[str],
+    config: InferenceConfig,
+    external_scores: Mapping[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """Detections of one video out of the proposals of its W windows.
+
+    Args:
+      class_prob: [W, N, A] class probabilities of the last stage.
+      segments_norm: [W, N, 2] (start, end) as share of the window; what sticks out is cut off.
+      clip_prob: [W, A] probabilities of the action classification head, or None where there is none.
+      window_start_sec: [W] start of each window, seconds.
+      window_length_sec: length of a window, seconds.
+      duration_sec: length of the video, seconds; windows may reach beyond it.
+      classes: A labels.
+      config: the options; see `InferenceConfig`.
+      external_scores: score of each label for this video, multiplied in; a label that is not named counts as 0.
+
+    Returns: [{"label", "score", "segment": [start_sec, end_sec]}] in descending score; equal scores by start, end and
+      class, so that the order of the windows does not matter. Times are rounded to `TIME_DECIMALS`.
+
+    Raises UserError where probabilities or segments are not finite, as those of a diverged model.
+    """
+    score, segments_norm, starts = (np.asarray(x, np.float64) for x in (class_prob, segments_norm, window_start_sec))
+    num_windows, num_proposals, num_classes = score.shape
+    if num_classes != len(classes) or segments_norm.shape != (num_windows, num_proposals, 2):
+        raise ValueError(f"class_prob {score.shape}, segments {segments_norm.shape}, {len(classes)} classes: disagree")
+    score = adjust_scores(score, clip_prob, config.combine)
+    if external_scores is not None:
+        score = score * _external_row(external_scores, classes)
+    if not (np.isfinite(score).all() and np.isfinite(segments_norm).all()):
+        raise UserError("the model's output is not finite: its weights have diverged or are damaged; take others.")
+
+    segments_sec = _to_video(segments_norm, starts, window_length_sec, duration_sec)
+    keep = (score >= config.min_score) & (segments_sec[..., 1] > segments_sec[..., 0])[..., None]
+    window, proposal, label = np.nonzero(keep)
+    score, segments_sec = score[window, proposal, label], segments_sec[window, proposal]
+    score, segments_sec, label = _sorted(score, segments_sec, label)
+    if config.edge_rule:
+        edge = touches_overlap(segments_sec, starts, window_length_sec)
+        inner = (score[~edge], segments_sec[~edge], label[~edge])
+        outer = _suppress(score[edge], segments_sec[edge], label[edge], config)
+        score, segments_sec, label = (np.concatenate(pair) for pair in zip(inner, outer))
+    else:
+        score, segments_sec, label = _suppress(score, segments_sec, label, config)
+    score, segments_sec, label = _cap(*_sorted(score, segments_sec, label), config)
+    return [
+        {"label": classes[a], "score": value, "segment": segment}
+        for a, value, segment in zip(label.tolist(), score.tolist(), segments_sec.tolist())
+    ]
+
+
+def adjust_scores(class_prob: np.ndarray, clip_prob: Any | None, combine: str) -> np.ndarray:
+    """Class probabilities [W, N, A] adjusted by clip probabilities [W, A] (paper 3.2.2; Table 7).
+
+    "product" multiplies, as the paper writes; "sqrt" is the geometric mean; "none", or no clip probability, changes
+    nothing.
+    """
+    if combine == "none" or clip_prob is None:
+        return class_prob
+    product = class_prob * np.asarray(clip_prob, np.float64)[:, None, :]
+    return np.sqrt(product) if combine == "sqrt" else product
+
+
+def soft_nms(
+    segments_se: np.ndarray, scores: np.ndarray, sigma: float, min_score: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gaussian soft-NMS (Bodla et al. 2017): the best one decays the others by exp(-tIoU^2 / sigma), and so on.
+
+    `segments_se` is [n, 2] and `scores` [n]. Stops when no score reaches `min_score` (or is positive); of equal scores
+    the first is taken. Returns the indices kept, in the order taken, and their decayed scores: [k], [k], descending.
+    """
+    decayed = _greedy(segments_se[None], scores[None], _gaussian(sigma), min_score)[0]
+    order = np.argsort(-decayed, kind="stable")[: np.count_nonzero(decayed > 0)]
+    return order, decayed[order]
+
+
+def hard_nms(segments_se: np.ndarray, scores: np.ndarray, max_tiou: float) -> np.ndarray:
+    """Greedy NMS: indices of the segments kept, in descending score; a tIoU of just `max_tiou` is tolerated.
+
+    `segments_se` is [n, 2], `scores` [n] positive; of equal scores the first is taken.
+    """
+    kept = _greedy(segments_se[None], scores[None], _box(max_tiou), 0.0)[0]
+    return np.argsort(-kept, kind="stable")[: np.count_nonzero(kept > 0)]
+
+
+def touches_overlap(segments_sec: np.ndarray, window_start_sec: np.ndarray, window_length_sec: float) -> np.ndarray:
+    """Whether segments [n, 2] reach into a stretch that two adjacent windows share -> bool [n].
+
+    As TadTR datasets/tad_eval.py:158-230, which suppresses detections there only, for within a window a set
+    predictor has no duplicates. TadTR treats every shared stretch on its own and may so list a detection twice;
+    here all that touch any of them are suppressed together.
+    """
+    starts = np.unique(window_start_sec)
+    low, high = starts[1:], starts[:-1] + window_length_sec
+    inside = np.minimum(segments_sec[:, 1:], high) - np.maximum(segments_sec[:, :1], low) > 0
+    return inside.any(axis=1)
+
+
+def load_external_scores(path: str | pathlib.Path) -> dict[str, dict[str, float]]:
+    """Video-level class scores of another classifier: video -> label -> score.
+
+    Reads {video: {label: score}}, or CUHK's layout for ActivityNet, {"class": [labels], "results": {video: [scores]}}
+    (scores may be wrapped in a list of one row). Raises UserError naming the file and video.
+    """
+    path = pathlib.Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check inference.external_scores.") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); inference.external_scores takes a JSON file.") from None
+    try:
+        if isinstance(content.get("class"), list):
+            rows = {video: np.asarray(row, np.float64).reshape(-1) for video, row in content["results"].items()}
+            table = {video: dict(zip(content["class"], row.tolist(), strict=True)) for video, row in rows.items()}
+        else:
+            table = {video: {label: float(score) for label, score in row.items()} for video, row in content.items()}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(f"{path}: unknown layout; give {{video: {{label: score}}}} or CUHK's class/results.") from None
+    for video, row in table.items():
+        if not all(np.isfinite(score) and score >= 0 for score in row.values()):
+            raise UserError(f"{path}: video '{video}' has a score that is negative or not finite; correct it.")
+    return table
+
+
+def write_detections(
+    path: str | pathlib.Path,
+    results: Mapping[str, list[dict[str, Any]]],
+    external_data: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes {"version", "results", "external_data"} in ActivityNet's format; the file is whole or untouched.
+
+    `results` maps a video's name to its list from `postprocess_video`. Raises UserError where `path` is not writable.
+    """
+    path = pathlib.Path(path)
+    content = {"version": "VERSION 1.3", "results": dict(results), "external_data": dict(external_data or {})}
+    text = json.dumps(content, allow_nan=False)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary.is_file():
+            temporary.unlink()
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another path.") from None
+
+
+def _to_video(segments_norm: np.ndarray, starts: np.ndarray, length: float, duration: float) -> np.ndarray:
+    """Clamps to the window, shifts to the video, rounds, clamps to the video. [W, N, 2] -> seconds [W, N, 2]."""
+    shifted = starts[:, None, None] + np.clip(segments_norm, 0.0, 1.0) * length
+    return np.clip(np.round(shifted, TIME_DECIMALS), 0.0, duration)
+
+
+def _external_row(external_scores: Mapping[str, float], classes: Sequence[str]) -> np.ndarray:
+    if not set(external_scores) & set(classes):
+        raise UserError("inference.external_scores: no label of the file is a class of the data set; check its labels.")
+    return np.array([external_scores.get(label, 0.0) for label in classes], np.float64)
+
+
+def _sorted(score: np.ndarray, segments_sec: np.ndarray, label: np.ndarray) -> Rows:
+    order = np.lexsort((label, segments_sec[:, 1], segments_sec[:, 0], -score))
+    return score[order], segments_sec[order], label[order]
+
+
+def _cap(score: np.ndarray, segments_sec: np.ndarray, label: np.ndarray, config: InferenceConfig) -> Rows:
+    """Keeps the best of each class, then of the video. Rows come in descending score."""
+    keep = np.arange(len(score))
+    if config.max_per_class > 0:
+        keep = keep[_rank_in_group(label) < config.max_per_class]
+    if config.max_per_video > 0:
+        keep = keep[: config.max_per_video]
+    return score[keep], segments_sec[keep], label[keep]
+
+
+def _rank_in_group(group: np.ndarray) -> np.ndarray:
+    """How many earlier rows have the same group. int [n] -> int [n]."""
+    order = np.argsort(group, kind="stable")
+    rank = np.empty(len(group), np.int64)
+    rank[order] = np.arange(len(group)) - np.searchsorted(group[order], group[order])
+    return rank
+
+
+def _suppress(score: np.ndarray, segments_sec: np.ndarray, label: np.ndarray, config: InferenceConfig) -> Rows:
+    """NMS within each class, or over all of them, in one batch."""
+    if config.nms == "none" or not len(score):
+        return score, segments_sec, label
+    if config.nms == "soft" and not config.nms_sigma > 0:
+        raise UserError(f"inference.nms_sigma is {config.nms_sigma}; it must be positive.")
+    soft = config.nms == "soft"
+    decay, floor = (_gaussian(config.nms_sigma), config.nms_min_score) if soft else (_box(config.nms_tiou), 0.0)
+    group = np.unique(label, return_inverse=True)[1] if config.nms_per_class else np.zeros_like(label)
+    column = _rank_in_group(group)
+    shape = (int(group.max()) + 1, int(column.max()) + 1)
+    padded_score, padded_segments = np.zeros(shape), np.zeros((*shape, 2))
+    padded_score[group, column], padded_segments[group, column] = score, segments_sec
+    after = _greedy(padded_segments, padded_score, decay, floor)[group, column]
+    kept = after > 0
+    return after[kept], segments_sec[kept], label[kept]
+
+
+def _gaussian(sigma: float) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda tiou: np.exp(tiou * tiou * (-1.0 / sigma))
+
+
+def _box(max_tiou: float) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda tiou: (tiou <= max_tiou).astype(np.float64)
+
+
+def _greedy(
+    segments_se: np.ndarray, scores: np.ndarray, decay: Callable[[np.ndarray], np.ndarray], min_score: float
+) -> np.ndarray:
+    """Exact greedy suppression of G independent groups at once: every turn takes the best of each and decays the rest.
+
+    `segments_se` [G, n, 2], `scores` [G, n] (0 is padding), `decay` maps tIoU to a factor. Returns scores [G, n] at the
+    time each was taken; 0 for what was never taken because it fell below `min_score`, or to 0.
+    """
+    result = np.zeros(scores.shape)
+    start, end, score = segments_se[..., 0].copy(), segments_se[..., 1].copy(), scores.astype(np.float64)
+    group = np.arange(len(score))
+    column = np.broadcast_to(np.arange(score.shape[1]), score.shape)
+    turn = 0
+    while score.size:
+        best = score.argmax(axis=1)
+        rows = np.arange(len(score))
+        value = score[rows, best]
+        live = (value > 0) & (value >= min_score)
+        if not live.all():  # finished groups leave
+            start, end, score, column, group = (x[live] for x in (start, end, score, column, group))
+            continue
+        result[group, column[rows, best]] = value
+        best_start, best_end = start[rows, best][:, None], end[rows, best][:, None]
+        overlap = np.maximum(np.minimum(end, best_end) - np.maximum(start, best_start), 0.0)
+        union = (end - start) + (best_end - best_start) - overlap
+        score *= decay(overlap / np.maximum(union, np.finfo(np.float64).tiny))
+        score[rows, best] = 0.0
+        turn += 1
+        if turn % 16 == 0:  # candidates that are done make room, so that later turns are cheaper
+            alive = (score > 0) & (score >= min_score)
+            width = int(alive.sum(axis=1).max())
+            if 2 * width <= score.shape[1]:
+                front = np.argsort(~alive, axis=1, kind="stable")[:, :width]
+                start, end, score, column = (np.take_along_axis(x, front, 1) for x in (start, end, score, column))
+    return result

@@ -1,0 +1,113 @@
+"""3.2.2: windows -> last stage x clip probability -> detections of whole videos -> mAP."""
+
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sptad_jax.config import Config
+from sptad_jax.data import augment
+from sptad_jax.data.datasets import Dataset
+from sptad_jax.data.pipeline import make_test_batches
+from sptad_jax.evaluation.average_precision import evaluate, load_ground_truth
+from sptad_jax.inference.postprocess import load_external_scores, postprocess_video, write_detections
+from sptad_jax.models.sptad import SPTAD, final_predictions
+from sptad_jax.training.metrics import Progress, write_json
+
+Forward = Callable[[Any, dict[str, np.ndarray]], dict[str, jax.Array]]
+
+
+def make_forward(config: Config, num_classes: int) -> Forward:
+    """Jitted (variables, batch) -> {"class_prob" [B,N,A], "segments_norm" [B,N,2], "clip_prob" [B,A] if any}, float32."""
+    model = SPTAD(config.model, num_classes)
+
+    @jax.jit
+    def forward(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        inputs = augment.prepare(batch, config.data, None, train=False)
+        frame_mask = jnp.arange(config.data.num_frames) < batch["num_frames"][:, None]
+        predictions, _ = model.apply(variables, inputs, frame_mask, train=False)
+        class_logits, segments_norm = final_predictions(predictions, config.model)
+        out = {"class_prob": jax.nn.sigmoid(class_logits), "segments_norm": segments_norm}
+        if "clip_logits" in predictions:
+            out["clip_prob"] = jax.nn.sigmoid(predictions["clip_logits"])
+        return out
+
+    def call(variables: Any, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        return forward(variables, {name: batch[name] for name in (*config.model.streams, "num_frames")})
+
+    return call
+
+
+def predict_windows(
+    forward: Forward, variables: Any, batches: Iterable[dict[str, np.ndarray]], num_windows: int
+) -> dict[int, dict[str, np.ndarray]]:
+    """Runs every window -> video index -> arrays of that video's windows, stacked on axis 0, with "start_frame"."""
+    rows: dict[int, list[dict[str, np.ndarray]]] = {}
+    progress = Progress(0, num_windows, "window", "predict")
+    for batch in batches:
+        out = jax.device_get(forward(variables, batch))
+        for i in np.flatnonzero(batch["is_real"]):
+            row = {name: value[i] for name, value in out.items()} | {"start_frame": batch["start_frame"][i]}
+            rows.setdefault(int(batch["video_index"][i]), []).append(row)
+        progress.update(int(batch["is_real"].sum()))
+    progress.close()
+    return {index: {name: np.stack([r[name] for r in group]) for name in group[0]} for index, group in rows.items()}
+
+
+def windows_to_detections(
+    windows: dict[str, np.ndarray],
+    *,
+    duration_sec: float,
+    fps: float,
+    config: Config,
+    classes: tuple[str, ...],
+    external: dict[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """One video's window predictions -> detections in seconds, best first (see postprocess_video)."""
+    return postprocess_video(
+        windows["class_prob"],
+        windows["segments_norm"],
+        windows.get("clip_prob"),
+        windows["start_frame"] / fps,
+        config.data.num_frames / fps,
+        duration_sec,
+        classes,
+        config.inference,
+        external_scores=external,
+    )
+
+
+def evaluate_state(
+    variables: dict[str, Any], dataset: Dataset, config: Config, workdir: pathlib.Path, forward: Forward | None = None
+) -> dict[str, Any]:
+    """Detects in every test video; writes detections.json and results.json into `workdir`; returns the results.
+
+    `variables`: {"params", "batch_stats"}. The ground truth is the one kept beside the dataset.
+    """
+    forward = forward or make_forward(config, len(dataset.classes))
+    batches = make_test_batches(dataset, config.data, config.inference.batch_size, config.model.streams)
+    predicted = predict_windows(forward, variables, batches, batches.num_windows)
+    external = load_external_scores(config.inference.external_scores) if config.inference.external_scores else {}
+    detections: dict[str, list[dict[str, Any]]] = {}
+    for index in dataset.indices_of(config.data.test_subset):
+        video = dataset.videos[index]
+        detections[video.name] = windows_to_detections(
+            predicted[index],
+            duration_sec=video.duration_sec,
+            fps=video.fps,
+            config=config,
+            classes=dataset.classes,
+            external=external.get(video.name),
+        )
+    write_detections(workdir / "detections.json", detections)
+    results = evaluate(
+        load_ground_truth(dataset.ground_truth_path),
+        {"results": detections},
+        config.evaluation.tious,
+        subset=config.data.test_subset,
+    )
+    write_json(workdir / "results.json", results)
+    return results

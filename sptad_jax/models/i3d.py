@@ -1,0 +1,304 @@
+"""I3D (3.1.1): Inception-v1 inflated to 3-D, with the end points that the detector reads.
+
+Widths, kernels and strides: google-deepmind/kinetics-i3d i3d.py and AFSD/common/i3d_backbone.py:196-296. Parameter
+paths are the TensorFlow scope names, so that converted Kinetics weights need no renaming table.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from sptad_jax.errors import UserError
+
+Array = jax.Array
+Size3 = tuple[int, int, int]
+
+BATCH_NORM_EPS = 1e-3  # sonnet/python/modules/batch_norm.py:141 (v1)
+
+# Channels of an Inception block: branch 0, branch 1 (reduce, 3x3x3), branch 2 (reduce, 3x3x3), branch 3 after the pool.
+_MIXED: dict[str, tuple[int, int, int, int, int, int]] = {
+    "Mixed_3b": (64, 96, 128, 16, 32, 32),
+    "Mixed_3c": (128, 128, 192, 32, 96, 64),
+    "Mixed_4b": (192, 96, 208, 16, 48, 64),
+    "Mixed_4c": (160, 112, 224, 24, 64, 64),
+    "Mixed_4d": (128, 128, 256, 24, 64, 64),
+    "Mixed_4e": (112, 144, 288, 32, 64, 64),
+    "Mixed_4f": (256, 160, 320, 32, 128, 128),
+    "Mixed_5b": (256, 160, 320, 32, 128, 128),
+    "Mixed_5c": (384, 192, 384, 48, 128, 128),
+}
+# name -> (output channels, kernel, strides)
+_CONVS: dict[str, tuple[int, Size3, Size3]] = {
+    "Conv3d_1a_7x7": (64, (7, 7, 7), (2, 2, 2)),
+    "Conv3d_2b_1x1": (64, (1, 1, 1), (1, 1, 1)),
+    "Conv3d_2c_3x3": (192, (3, 3, 3), (1, 1, 1)),
+}
+# name -> (window, strides)
+_POOLS: dict[str, tuple[Size3, Size3]] = {
+    "MaxPool3d_2a_3x3": ((1, 3, 3), (1, 2, 2)),
+    "MaxPool3d_3a_3x3": ((1, 3, 3), (1, 2, 2)),
+    "MaxPool3d_4a_3x3": ((3, 3, 3), (2, 2, 2)),
+    "MaxPool3d_5a_2x2": ((2, 2, 2), (2, 2, 2)),
+}
+END_POINTS: tuple[str, ...] = (
+    "Conv3d_1a_7x7", "MaxPool3d_2a_3x3", "Conv3d_2b_1x1", "Conv3d_2c_3x3", "MaxPool3d_3a_3x3", "Mixed_3b", "Mixed_3c",
+    "MaxPool3d_4a_3x3", "Mixed_4b", "Mixed_4c", "Mixed_4d", "Mixed_4e", "Mixed_4f", "MaxPool3d_5a_2x2", "Mixed_5b",
+    "Mixed_5c",
+)  # fmt: skip
+
+
+def is_batch_norm_path(path: Iterable[Any]) -> bool:
+    """Whether a parameter path (strings, or the key entries of `jax.tree_util`) lies in a batch normalisation.
+
+    The optimiser masks these parameters when `bn_mode` is "frozen": a zero gradient alone would leave weight decay.
+    """
+    return any(getattr(part, "key", getattr(part, "name", part)) == "batch_norm" for part in path)
+
+
+def scaled_channels(channels: int, width_multiplier: float) -> int:
+    """`channels * width_multiplier` at the nearest multiple of 4, at least 4; a multiplier of 1 changes nothing."""
+    if width_multiplier == 1:
+        return channels
+    return max(4, 4 * math.floor(channels * width_multiplier / 4 + 0.5))
+
+
+def same_padding(size: int, window: int, stride: int) -> tuple[int, int]:
+    """TensorFlow's SAME rule for one axis: (leading, trailing); an odd sample goes to the trailing side."""
+    total = max((-(-size // stride) - 1) * stride + window - size, 0)
+    return total // 2, total - total // 2
+
+
+def _taps(x: Array, axis: int, window: int, stride: int, fill: float) -> list[Array]:
+    """The `window` shifted, strided views of `x` along `axis` after SAME padding with `fill`."""
+    size = x.shape[axis]
+    length = -(-size // stride)
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = same_padding(size, window, stride)
+    if any(padding[axis]):
+        x = jnp.pad(x, padding, constant_values=fill)
+    return [lax.slice_in_dim(x, tap, tap + (length - 1) * stride + 1, stride, axis) for tap in range(window)]
+
+
+def conv3d(x: Array, kernel: Array, strides: Size3, mode: Literal["direct", "decomposed"]) -> Array:
+    """3-D convolution with SAME padding.
+
+    Args:
+      x: [B, T, H, W, C].
+      kernel: [kt, kh, kw, C, O], the same dtype as `x`.
+      strides: of T, H and W.
+      mode: "direct" is XLA's 3-D convolution. "decomposed" gives the same numbers from a matrix product (1x1x1) or from
+        one 2-D convolution whose input channels hold the temporal taps; XLA's CPU back end has a fast path for these
+        and none for three dimensions (benchmarks/RESULTS.md).
+
+    Returns:
+      [B, ceil(T/st), ceil(H/sh), ceil(W/sw), O].
+    """
+    if mode == "direct":
+        return lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
+    time, height, width, channels, features = kernel.shape
+    if (time, height, width) == (1, 1, 1) and strides == (1, 1, 1):
+        return jnp.einsum("bthwc,co->bthwo", x, kernel[0, 0, 0])
+    x = jnp.concatenate(_taps(x, 1, time, strides[0], 0.0), axis=-1)
+    folded = jnp.transpose(kernel, (1, 2, 0, 3, 4)).reshape(height, width, time * channels, features)
+    y = lax.conv_general_dilated(x.reshape(-1, *x.shape[2:]), folded, strides[1:], "SAME",
+                                 dimension_numbers=("NHWC", "HWIO", "NHWC"))  # fmt: skip
+    return y.reshape(*x.shape[:2], *y.shape[1:])
+
+
+def max_pool3d(x: Array, window: Size3, strides: Size3, mode: Literal["direct", "decomposed"]) -> Array:
+    """Max pooling of [B, T, H, W, C] with SAME padding (padded samples never win).
+
+    "decomposed" takes the maximum axis by axis over shifted slices: the gradient of XLA's `reduce_window` is an order
+    of magnitude slower on CPU. Where samples tie, "direct" sends the gradient to the first, "decomposed" shares it.
+    """
+    if mode == "direct":
+        return nn.max_pool(x, window, strides, "SAME")
+    for axis in (3, 2, 1):
+        if window[axis - 1] > 1 or strides[axis - 1] > 1:
+            x = functools.reduce(jnp.maximum, _taps(x, axis, window[axis - 1], strides[axis - 1], -jnp.inf))
+    return x
+
+
+class ConvKernel(nn.Module):
+    """Holds `kernel` [kt, kh, kw, C, O] float32; He initialisation, since a ReLU follows."""
+
+    shape: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self) -> Array:
+        initializer = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
+        return self.param("kernel", initializer, self.shape, jnp.float32)
+
+
+class BatchNorm(nn.Module):
+    """Turns batch normalisation over [..., C] into a multiplier and a shift per channel, both [C] float32.
+
+    With `moments` (mean and variance of the batch) these are used and folded into the running averages; under `jit` on
+    a sharded batch they are those of the global batch. Without, the running averages are used.
+    """
+
+    channels: int
+    momentum: float
+    freeze_affine: bool
+
+    @nn.compact
+    def __call__(self, moments: tuple[Array, Array] | None) -> tuple[Array, Array]:
+        scale = self.param("scale", nn.initializers.ones, (self.channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.channels,), jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (self.channels,), jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (self.channels,), jnp.float32)
+        if self.freeze_affine:
+            scale, bias = lax.stop_gradient((scale, bias))
+        if moments is None:
+            mean, var = lax.stop_gradient((running_mean.value, running_var.value))
+        else:
+            mean, var = moments
+            if not self.is_initializing():
+                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
+                running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var
+        multiplier = scale * lax.rsqrt(var + BATCH_NORM_EPS)
+        return multiplier, bias - mean * multiplier
+
+
+class Unit3D(nn.Module):
+    """Convolution, batch normalisation, ReLU: [B, T, H, W, C] -> [B, ceil(T/st), ceil(H/sh), ceil(W/sw), features]."""
+
+    features: int
+    kernel: Size3
+    strides: Size3
+    bn_mode: str
+    bn_momentum: float
+    conv_mode: Literal["direct", "decomposed"]
+    dtype: Any
+    train: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = ConvKernel((*self.kernel, x.shape[-1], self.features), name="conv3d")()
+        norm = BatchNorm(self.features, self.bn_momentum, self.bn_mode == "frozen", name="batch_norm")
+        x = x.astype(self.dtype)
+        if self.bn_mode == "train" and self.train:
+            y = conv3d(x, kernel.astype(self.dtype), self.strides, self.conv_mode).astype(jnp.float32)
+            mean = jnp.mean(y, axis=(0, 1, 2, 3))
+            var = jnp.maximum(jnp.mean(jnp.square(y), axis=(0, 1, 2, 3)) - jnp.square(mean), 0.0)
+            multiplier, shift = norm((mean, var))
+            y = y * multiplier + shift
+        else:
+            # The multiplier goes into the kernel: one pass less over the activations, forward and backward.
+            multiplier, shift = norm(None)
+            y = conv3d(x, (kernel * multiplier).astype(self.dtype), self.strides, self.conv_mode)
+            y = y.astype(jnp.float32) + shift
+        return nn.relu(y).astype(self.dtype)
+
+
+class Branch(nn.Module):
+    """A chain of named units; the parent of their parameter paths (Branch_0 .. Branch_3)."""
+
+    units: tuple[tuple[str, int, Size3], ...]  # name, features, kernel
+    make_unit: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for name, features, kernel in self.units:
+            x = self.make_unit(features, kernel, (1, 1, 1), name=name)(x)
+        return x
+
+
+class Mixed(nn.Module):
+    """Inception block: four branches joined on channels."""
+
+    channels: tuple[int, ...]
+    make_unit: Callable[..., nn.Module]
+    conv_mode: Literal["direct", "decomposed"]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        c, one, three = self.channels, (1, 1, 1), (3, 3, 3)
+        branch = functools.partial(Branch, make_unit=self.make_unit)
+        branches = [
+            branch((("Conv3d_0a_1x1", c[0], one),), name="Branch_0")(x),
+            branch((("Conv3d_0a_1x1", c[1], one), ("Conv3d_0b_3x3", c[2], three)), name="Branch_1")(x),
+            branch((("Conv3d_0a_1x1", c[3], one), ("Conv3d_0b_3x3", c[4], three)), name="Branch_2")(x),
+            branch((("Conv3d_0b_1x1", c[5], one),), name="Branch_3")(max_pool3d(x, three, one, self.conv_mode)),
+        ]
+        return jnp.concatenate(branches, axis=-1)
+
+
+class Affine(nn.Module):
+    """1x1x1 convolution with bias, at the path `conv3d`."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return nn.Conv(self.features, (1, 1, 1), name="conv3d")(x)
+
+
+class Logits(nn.Module):
+    """Kinetics head: average over windows of 2x7x7, linear, mean over what remains (kinetics-i3d i3d.py:436-460)."""
+
+    num_logits: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        if any(size < window for size, window in zip(x.shape[1:4], (2, 7, 7))):
+            raise UserError(f"I3D logits: Mixed_5c is {x.shape[1:4]}, under 2x7x7; give at least 9 frames of 224x224.")
+        x = nn.avg_pool(x.astype(jnp.float32), (2, 7, 7), (1, 1, 1), "VALID")
+        return jnp.mean(Affine(self.num_logits, name="Conv3d_0c_1x1")(x), axis=(1, 2, 3))
+
+
+class I3D(nn.Module):
+    """The backbone of one stream.
+
+    Args of the call: `x` [B, F, H, W, C] in [-1, 1] (C 3 for RGB, 2 for flow); `train` matters to batch normalisation
+    in mode "train" alone, where "batch_stats" has to be mutable. Returns a dict from end point to [B, T, H', W', C'] in
+    `dtype`; blocks deeper than the deepest end point are neither computed nor created. With `num_logits` > 0 also
+    "Logits" [B, num_logits] float32. At 256x96x96 the three default end points are 128x12x12x480, 64x6x6x832 and
+    32x3x3x1024. Raises UserError for an unknown end point.
+    """
+
+    width_multiplier: float = 1.0  # of every channel count, see `scaled_channels`
+    end_points: tuple[str, ...] = ("Mixed_3c", "Mixed_4f", "Mixed_5c")
+    # frozen: running statistics, no gradient to scale and bias; frozen_stats: running statistics, scale and bias train;
+    # train: statistics of the (global) batch
+    bn_mode: Literal["frozen", "frozen_stats", "train"] = "frozen"
+    bn_momentum: float = 0.99  # decay of the running statistics
+    conv_mode: Literal["auto", "decomposed", "direct"] = "auto"  # auto: decomposed on CPU, direct elsewhere
+    remat: bool = False  # recompute every block in the backward pass
+    dtype: Any = jnp.float32  # of convolutions and activations; parameters and statistics are float32
+    num_logits: int = 0  # classes of the Kinetics head
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> dict[str, Array]:
+        unknown = [name for name in self.end_points if name not in END_POINTS]
+        if unknown:
+            raise UserError(f"model.end_points: no I3D end point {unknown}; choose among {', '.join(END_POINTS)}.")
+        mode: Literal["direct", "decomposed"] = "decomposed" if self.conv_mode == "decomposed" or (
+            self.conv_mode == "auto" and jax.default_backend() == "cpu") else "direct"  # fmt: skip
+        pool = jax.checkpoint(max_pool3d, static_argnums=(1, 2, 3)) if self.remat else max_pool3d
+        wrap = nn.remat if self.remat else (lambda module: module)
+        make_unit = functools.partial(Unit3D, bn_mode=self.bn_mode, bn_momentum=self.bn_momentum, conv_mode=mode,
+                                      dtype=self.dtype, train=train)  # fmt: skip
+        outputs = {}
+        last = "Mixed_5c" if self.num_logits else max(self.end_points, key=END_POINTS.index)
+        for name in END_POINTS[: END_POINTS.index(last) + 1]:
+            if name in _POOLS:
+                x = pool(x, *_POOLS[name], mode)
+            elif name in _CONVS:
+                channels, kernel, strides = _CONVS[name]
+                unit = functools.partial(wrap(Unit3D), **make_unit.keywords)
+                x = unit(scaled_channels(channels, self.width_multiplier), kernel, strides, name=name)(x)
+            else:
+                widths = tuple(scaled_channels(c, self.width_multiplier) for c in _MIXED[name])
+                x = wrap(Mixed)(widths, make_unit, mode, name=name)(x)
+            if name in self.end_points:
+                outputs[name] = x
+        if self.num_logits:
+            outputs["Logits"] = Logits(self.num_logits, name="Logits")(x)
+        return outputs

@@ -1,0 +1,96 @@
+"""Where numbers go: metrics.jsonl (one JSON object a line), TensorBoard events, and the terminal."""
+
+import json
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+
+class MetricWriter:
+    """Writes scalars of a training run; a resumed run first drops the lines that it will write again.
+
+    Args:
+      workdir: folder of the run; receives metrics.jsonl and tensorboard/.
+      first_step: step at which this process begins; later lines of an earlier process are removed.
+    """
+
+    def __init__(self, workdir: pathlib.Path, first_step: int):
+        self._path = workdir / "metrics.jsonl"
+        if self._path.exists():
+            _keep_lines_before(self._path, first_step)
+        self._file = open(self._path, "a", buffering=1)
+        try:
+            import tensorboardX
+
+            self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
+        except ImportError:
+            self._board = None
+            print("TensorBoard events are off: install the extra [data] for tensorboardX.", file=sys.stderr)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Appends one line {"step": step, **values}."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _keep_lines_before(path: pathlib.Path, first_step: int) -> None:
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] < first_step:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue  # a line cut short by a killed process
+    write_text(path, "".join(line + "\n" for line in kept))
+
+
+class Progress:
+    """A bar with rate and time left on a terminal; a plain line for every log interval elsewhere."""
+
+    def __init__(self, first: int, total: int, unit: str, description: str):
+        self._bar = tqdm(
+            total=total, initial=first, unit=unit, desc=description, disable=not sys.stderr.isatty(), dynamic_ncols=True
+        )
+        self._first, self._total, self._done = first, total, first
+        self._start = time.monotonic()
+        self._description = description
+
+    def update(self, count: int = 1) -> None:
+        self._done += count
+        self._bar.update(count)
+
+    def line(self, text: str) -> None:
+        """Prints a log line that carries progress, rate and time left."""
+        seconds = time.monotonic() - self._start
+        rate = (self._done - self._first) / seconds if seconds > 0 else 0.0
+        left = (self._total - self._done) / rate if rate > 0 else float("nan")
+        self._bar.set_postfix_str(text, refresh=False)
+        if self._bar.disable:
+            head = f"{self._description} {self._done}/{self._total}"
+            print(f"{head}  {rate:.2f}/s  {left / 60:.1f} min left  {text}", flush=True)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file whole: under a temporary name, then renamed, so that no reader sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a value as indented JSON, whole."""
+    write_text(path, json.dumps(value, indent=1) + "\n")

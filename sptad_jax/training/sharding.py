@@ -1,0 +1,36 @@
+"""One mesh axis, "data": state replicated, batches split over it."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sptad_jax.errors import UserError
+
+
+def make_mesh(batch_size: int) -> Mesh:
+    """A mesh over every device of every process.
+
+    Axes are Auto: under the Explicit default of recent JAX, the scatters of matching and SoI Align are refused.
+    Raises UserError when the global batch cannot be split evenly.
+    """
+    count = jax.device_count()
+    if batch_size % count:
+        raise UserError(
+            f"train.batch_size ({batch_size}) must be a multiple of the number of devices ({count}); "
+            f"use --set train.batch_size={max(1, round(batch_size / count)) * count}."
+        )
+    return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Puts a copy of every leaf on every device."""
+    return jax.device_put(tree, NamedSharding(mesh, P()))
+
+
+def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Local arrays [B_local, ...] of every process -> global arrays [B, ...] split over the mesh on axis 0."""
+    sharding = NamedSharding(mesh, P("data"))
+    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}

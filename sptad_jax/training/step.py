@@ -1,0 +1,137 @@
+"""One optimisation step as a pure function: (state, batch) -> (state, metrics)."""
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from sptad_jax.config import Config
+from sptad_jax.data import augment
+from sptad_jax.models.sptad import SPTAD
+from sptad_jax.training import losses, optimizer
+
+Array = jax.Array
+Batch = dict[str, Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step changes.
+
+    step: int32 [], steps done. params, batch_stats: trees of the model. opt_state: of optax.
+    ema_params: averaged parameters, or {} when train.ema_decay is 0.
+    """
+
+    step: Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema_params: Any
+
+
+def random_key(seed: int, name: str, step: Array | int) -> Array:
+    """A key that depends on (seed, name, step) alone, so that a resumed run draws what it would have drawn."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode())), step)
+
+
+def init_variables(config: Config, num_classes: int) -> dict[str, Any]:
+    """Random parameters and batch statistics of the detector for the config's window size (float32)."""
+    model = SPTAD(config.model, num_classes)
+    shape = (1, config.data.num_frames, config.data.crop_size, config.data.crop_size)
+    inputs = {name: jnp.zeros((*shape, 3 if name == "rgb" else 2)) for name in config.model.streams}
+    variables = jax.jit(lambda key: model.init(key, inputs, None, train=False))(
+        random_key(config.train.seed, "init", 0)
+    )
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def create_state(variables: dict[str, Any], tx: optax.GradientTransformation, config: Config) -> TrainState:
+    """The state of step 0."""
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables["batch_stats"],
+        opt_state=tx.init(params),
+        ema_params=jax.tree.map(jnp.copy, params) if config.train.ema_decay else {},
+    )
+
+
+def make_train_step(
+    config: Config, num_classes: int, tx: optax.GradientTransformation, mesh: Mesh | None
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """Builds the jitted step (its state argument is donated).
+
+    With train.accumulate = k the batch is cut into k micro-batches whose gradients are averaged; the loss is still
+    normalised by the targets of the whole batch, so the step equals the unaccumulated one (BatchNorm in "train"
+    mode excepted: its statistics are those of a micro-batch).
+    """
+    model = SPTAD(config.model, num_classes)
+    accumulate = config.train.accumulate
+
+    def loss_of(params: Any, batch_stats: Any, batch: Batch, num_positives: Array, keys: tuple[Array, Array]):
+        params = optimizer.stop_frozen(params, config)
+        inputs = augment.prepare(batch, config.data, keys[0], train=True)
+        frame_mask = jnp.arange(config.data.num_frames) < batch["num_frames"][:, None]
+        (predictions, _), updates = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            inputs,
+            frame_mask,
+            train=True,
+            rngs={"dropout": keys[1]},
+            mutable=["batch_stats"],
+        )
+        total, metrics = losses.compute_losses(
+            predictions,
+            batch,
+            config.loss,
+            mesh=mesh,
+            num_positives=num_positives,
+            num_groups=len(config.model.streams) if config.model.fusion == "late" else 1,
+        )
+        return total, (metrics, updates.get("batch_stats", batch_stats))
+
+    gradient = jax.value_and_grad(loss_of, has_aux=True)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        keys = tuple(random_key(config.train.seed, name, state.step) for name in ("augment", "dropout"))
+        num_positives = jnp.maximum(batch["valid"].sum().astype(jnp.float32), 1.0) / accumulate
+        if accumulate == 1:
+            (_, (metrics, batch_stats)), grads = gradient(state.params, state.batch_stats, batch, num_positives, keys)
+        else:
+            grads, metrics, batch_stats = _accumulate(gradient, state, batch, num_positives, keys, accumulate)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema_params = state.ema_params
+        if config.train.ema_decay:
+            ema_params = optimizer.update_ema(ema_params, params, config.train.ema_decay)
+        metrics["grad_norm"] = optax.global_norm(grads)
+        state = state.replace(
+            step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema_params=ema_params
+        )
+        return state, metrics
+
+    return jax.jit(train_step, donate_argnums=(0,))
+
+
+def _accumulate(gradient: Callable, state: TrainState, batch: Batch, num_positives: Array, keys: Any, count: int):
+    """Averages gradients and metrics over `count` micro-batches, one after the other."""
+    # Micro-batch i takes rows i, i + count, ...: every device keeps rows of its own in each of them.
+    micro = jax.tree.map(lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch)
+
+    def body(carry: Any, item: Any):
+        grads, batch_stats = carry
+        index, rows = item
+        row_keys = tuple(jax.random.fold_in(key, index) for key in keys)
+        (_, (metrics, batch_stats)), new = gradient(state.params, batch_stats, rows, num_positives, row_keys)
+        return (jax.tree.map(jnp.add, grads, new), batch_stats), metrics
+
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    (grads, batch_stats), metrics = jax.lax.scan(body, (zeros, state.batch_stats), (jnp.arange(count), micro))
+    mean = jax.tree.map(lambda x: x / count, grads)
+    return mean, jax.tree.map(lambda x: x.mean(0), metrics), batch_stats

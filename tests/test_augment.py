@@ -1,0 +1,135 @@
+"""Augmentation on the device against slicing in NumPy."""
+
+import jax
+import numpy as np
+import pytest
+
+from sptad_jax.config import DataConfig
+from sptad_jax.data.augment import prepare
+
+B, F, SIZE = 6, 4, 36
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    return {"rgb": rng.integers(0, 256, (B, F, SIZE, SIZE, 3), np.uint8),
+            "flow": rng.integers(0, 256, (B, F, SIZE, SIZE, 2), np.uint8),
+            "num_frames": np.array([4, 4, 4, 3, 1, 4], np.int32), "labels": np.zeros((B, 2), np.int32)}
+
+
+jitted = jax.jit(prepare, static_argnames=("config", "train"))
+
+
+def run(batch, config, seed=0, train=True):
+    key = jax.random.key(seed) if train else None
+    out = jitted(batch, config=config, key=key, train=train)
+    return {name: np.asarray(value) for name, value in out.items()}
+
+
+def scale(frames):
+    return frames.astype(np.float64) / 255 * 2 - 1
+
+
+def find_draw(frames, output, crop):
+    """The (y, x, flipped) that turns the first of frames [F, H, W, C] into that of the output, by trying all."""
+    frames, output = scale(frames[0]), output[0]
+    for y in range(SIZE - crop + 1):
+        for x in range(SIZE - crop + 1):
+            square = frames[y:y + crop, x:x + crop]
+            for flipped in (False, True):
+                if np.abs((square[:, ::-1] if flipped else square) - output).max() < 1e-6:
+                    return y, x, flipped
+    raise AssertionError("no crop of the frames gives this output")
+
+
+def test_central_crop_at_test(batch):
+    """Test inputs: the middle, unflipped, whatever the training options; also without a key."""
+    out = run(batch, DataConfig(crop_size=32, flip_prob=1.0), train=False)
+    assert set(out) == {"rgb", "flow"}
+    for name, channels in (("rgb", 3), ("flow", 2)):
+        assert out[name].shape == (B, F, 32, 32, channels) and out[name].dtype == np.float32
+        np.testing.assert_allclose(out[name][0], scale(batch[name][0, :, 2:34, 2:34]), atol=1e-6)
+
+
+def test_one_draw_shared(batch):
+    """RGB and flow of a window must be cut and flipped alike in all frames, or motion and picture disagree."""
+    draws = set()
+    for seed in range(4):
+        out = run(batch, DataConfig(crop_size=32), seed)
+        for i in (0, 1, 2, 5):
+            y, x, flipped = find_draw(batch["rgb"][i], out["rgb"][i], 32)
+            for name in ("rgb", "flow"):
+                square = scale(batch[name][i, :, y:y + 32, x:x + 32])
+                np.testing.assert_allclose(out[name][i], square[:, :, ::-1] if flipped else square, atol=1e-6)
+            draws.add((y, x, flipped))
+    assert len(draws) > 10  # windows and steps differ
+    assert {flipped for *_, flipped in draws} == {False, True}
+    assert len({y for y, *_ in draws}) > 2 and len({x for _, x, _ in draws}) > 2
+
+
+def test_every_offset_occurs(batch):
+    """The last row and column must be within reach: offsets are 0..SIZE-crop, both ends included."""
+    config = DataConfig(crop_size=34, flip_prob=0.0)
+    draws = {find_draw(batch["rgb"][i], run(batch, config, seed)["rgb"][i], 34) for seed in range(12) for i in (0, 1)}
+    assert {y for y, *_ in draws} == {0, 1, 2} and {x for _, x, _ in draws} == {0, 1, 2}
+    assert not any(flipped for *_, flipped in draws)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_crop_as_large_as_frames(batch, train):
+    """No room to crop: nothing may be cut."""
+    out = run(batch, DataConfig(crop_size=SIZE, flip_prob=1.0), train=train)["rgb"]
+    np.testing.assert_allclose(out[0], scale(batch["rgb"][0, :, :, ::-1 if train else 1]), atol=1e-6)
+
+
+def test_fixed_crop_in_training(batch):
+    """random_crop=False: the central crop in training too."""
+    out = run(batch, DataConfig(crop_size=32, random_crop=False, flip_prob=0.0))["flow"]
+    np.testing.assert_allclose(out[0], scale(batch["flow"][0, :, 2:34, 2:34]), atol=1e-6)
+
+
+def test_flip_negates_flow_x(batch):
+    """In a mirror, motion to the right is motion to the left: x changes sign, y stays; unflipped windows do not."""
+    config = DataConfig(crop_size=SIZE, flip_prob=1.0, flip_negates_flow_x=True)
+    out = run(batch, config)
+    mirrored = scale(batch["flow"][0, :, :, ::-1])
+    np.testing.assert_allclose(out["flow"][0], mirrored * [-1, 1], atol=1e-6)
+    np.testing.assert_allclose(out["rgb"][0], scale(batch["rgb"][0, :, :, ::-1]), atol=1e-6)
+    still = run(batch, DataConfig(crop_size=SIZE, flip_prob=0.0, flip_negates_flow_x=True))
+    np.testing.assert_allclose(still["flow"][0], scale(batch["flow"][0]), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pad_value", "train", "expected"),
+    [("zero", True, 0), ("zero", False, 0), ("minus_one", True, -1), ("minus_one", False, -1), ("afsd", True, -1),
+     ("afsd", False, 0)])
+def test_padding(batch, pad_value, train, expected):
+    """Frames after the end get the value after scaling; real frames are not touched."""
+    out = run(batch, DataConfig(crop_size=32, pad_value=pad_value), train=train)
+    for name in ("rgb", "flow"):
+        assert (out[name][3, 3:] == expected).all() and (out[name][4, 1:] == expected).all()
+        assert np.unique(out[name][4, 0]).size > 100 and np.unique(out[name][3, 2]).size > 100
+
+
+def test_range(batch):
+    """Bytes 0 and 255 are exactly -1 and 1."""
+    frames = np.zeros((1, 1, 32, 32, 3), np.uint8)
+    frames[..., 1] = 255
+    out = run({"rgb": frames, "num_frames": np.array([1], np.int32)}, DataConfig(crop_size=32), train=False)["rgb"]
+    assert out[..., 0].max() == -1 and out[..., 1].min() == 1
+
+
+def test_same_key_same_draw(batch):
+    """A resumed run must repeat its augmentation bit for bit."""
+    config = DataConfig(crop_size=32)
+    np.testing.assert_array_equal(run(batch, config, 5)["rgb"], run(batch, config, 5)["rgb"])
+    assert (run(batch, config, 5)["rgb"] != run(batch, config, 6)["rgb"]).any()
+
+
+def test_misuse(batch):
+    """A crop larger than the frames, or training without a key, must not end in a clamped slice."""
+    with pytest.raises(ValueError, match="crop_size 64"):
+        prepare(batch, DataConfig(crop_size=64), None, False)
+    with pytest.raises(ValueError, match="random key"):
+        prepare(batch, DataConfig(crop_size=32), None, True)

@@ -1,0 +1,236 @@
+"""Preparing a folder of videos: good ones whatever the bad ones, going on after a stop, and no half-made dataset."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from data_prep import builder
+from data_prep.custom import find_videos, main, prepare
+from data_prep.decode import FrameSettings
+from sptad_jax.data import video as video_module
+from sptad_jax.data.annotations import Video
+from sptad_jax.data.datasets import open_dataset
+from sptad_jax.data.video import decode_video, write_video
+from sptad_jax.errors import UserError
+from tests.reference.tiny_dataset import write_annotations, write_videos
+
+SETTINGS = FrameSettings(fps=5, frame_size=32, flow="none")
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    write_videos(folder)
+    return folder
+
+
+@pytest.fixture
+def annotations(tmp_path):
+    path = tmp_path / "annotations.json"
+    write_annotations(path)
+    return path
+
+
+@pytest.fixture
+def broken(tmp_path, videos):
+    """The same videos, one of them cut short."""
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for path in videos.iterdir():
+        data = path.read_bytes()
+        (folder / path.name).write_bytes(data[: len(data) // 2] if path.stem == "short" else data)
+    return folder
+
+
+def arguments(videos, annotations, output, *more):
+    return ["--videos", str(videos), "--annotations", str(annotations), "--output", str(output), "--fps", "5",
+            "--frame-size", "32", "--flow", "none", "--processes", "1", *more]
+
+
+def test_command(videos, annotations, tmp_path, capsys):
+    """The whole way: exit code, contents, nothing left lying about, and a second run that does nothing."""
+    output = tmp_path / "out"
+    assert main(arguments(videos, annotations, output)) == 0
+    assert "training: 3 videos, 68 frames, 5 segments" in capsys.readouterr().out
+    assert sorted(p.name for p in output.iterdir()) == ["dataset.json", "ground_truth.json", "records"]
+    dataset = open_dataset(output)
+    frames = dataset.read_frames(0, 0, dataset.videos[0].num_frames)
+    assert set(frames) == {"rgb"}
+    np.testing.assert_array_equal(frames["rgb"], decode_video(videos / "long.mp4", 5, 32).frames)
+    before = (output / "dataset.json").stat().st_mtime_ns
+    assert main(arguments(videos, annotations, output)) == 0
+    assert "finished" in capsys.readouterr().out
+    assert (output / "dataset.json").stat().st_mtime_ns == before
+
+
+def test_processes_without_tensorflow(videos, annotations, tmp_path):
+    """Several processes give the same dataset, as a real command, and TensorFlow is never imported."""
+    code = ("import sys; from data_prep.custom import main; code = main(sys.argv[1:]); "
+            "sys.exit(code or 'tensorflow' in sys.modules)")
+    # a spawned process imports the main module again, so the command must be guarded as the real one is
+    script = tmp_path / "run.py"
+    script.write_text("if __name__ == '__main__':\n    " + code)
+    output = tmp_path / "out"
+    done = subprocess.run([sys.executable, str(script), *arguments(videos, annotations, output, "--processes", "2")],
+                          capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()}, timeout=120)
+    assert done.returncode == 0, done.stderr
+    prepare(videos, annotations, tmp_path / "one", SETTINGS)
+    left, right = open_dataset(output), open_dataset(tmp_path / "one")
+    assert left.videos == right.videos and left.classes == right.classes
+    np.testing.assert_array_equal(left.read_frames(2, 0, 20)["rgb"], right.read_frames(2, 0, 20)["rgb"])
+
+
+def test_broken_video(broken, annotations, tmp_path, capsys):
+    """One broken video: exit code 2 and its name, no dataset; with --allow-missing all others, and it is noted."""
+    output = tmp_path / "out"
+    assert main(arguments(broken, annotations, output)) == 2
+    errors = capsys.readouterr().err
+    assert "short.mp4" in errors and "1 of 4 videos" in errors and "Traceback" not in errors
+    with pytest.raises(UserError, match="did not finish"):
+        open_dataset(output)
+    assert main(arguments(broken, annotations, output, "--allow-missing")) == 0
+    dataset = open_dataset(output)
+    assert [video.name for video in dataset.videos] == ["long", "middle", "unseen"]
+    assert "short" not in json.loads(dataset.ground_truth_path.read_text())["database"]
+    assert any("short.mp4" in sentence for sentence in dataset.info["exceptions"])
+    np.testing.assert_array_equal(dataset.read_frames(1, 0, 20)["rgb"],
+                                  decode_video(broken / "middle.mp4", 5, 32).frames)
+
+
+def test_goes_on_where_it_stopped(broken, videos, annotations, tmp_path, monkeypatch):
+    """Days of optical flow must not be done again: after a repair only the repaired video is decoded."""
+    output = tmp_path / "out"
+    with pytest.raises(UserError, match="will not be decoded again"):
+        prepare(broken, annotations, output, SETTINGS)
+    (broken / "short.mp4").write_bytes((videos / "short.mp4").read_bytes())
+    decoded = []
+
+    def watch(path, *args, **options):
+        decoded.append(path.name)
+        return decode_video(path, *args, **options)
+
+    monkeypatch.setattr(video_module, "decode_video", watch)
+    prepare(broken, annotations, output, SETTINGS)
+    assert decoded == ["short.mp4"]
+    assert len(open_dataset(output).videos) == 4
+
+
+def test_stop_while_records_are_written(videos, annotations, tmp_path, monkeypatch):
+    """A run that ends before dataset.json must be completed by the next, over whatever records it left."""
+    output = tmp_path / "out"
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builder, "_write_json", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(videos, annotations, output, SETTINGS)
+    assert (output / "records").is_dir()
+    prepare(videos, annotations, output, SETTINGS)
+    assert open_dataset(output).read_frames(3, 0, 5)["rgb"].shape == (5, 32, 32, 3)
+
+
+def test_other_settings_are_refused(videos, annotations, tmp_path):
+    """A finished dataset made otherwise must not be taken for the one asked for."""
+    output = tmp_path / "out"
+    prepare(videos, annotations, output, SETTINGS)
+    with pytest.raises(UserError, match="fps 5"):
+        prepare(videos, annotations, output, FrameSettings(fps=10, frame_size=32, flow="none"))
+    with pytest.raises(UserError, match="other annotations"):
+        prepare(videos, annotations, output, SETTINGS, subsets=("training",))
+
+
+def test_subsets_and_classes(videos, annotations, tmp_path):
+    """--subsets takes some videos; --classes fixes the order and drops other labels, saying so."""
+    notes = prepare(videos, annotations, tmp_path / "out", SETTINGS, subsets=("training",), classes=("run",))
+    dataset = open_dataset(tmp_path / "out")
+    assert dataset.classes == ("run",) and list(dataset.info["subsets"]) == ["training"]
+    assert len(notes) == 3 and all("'jump'" in note for note in notes)
+    with pytest.raises(UserError, match="'validation'"):
+        prepare(videos, annotations, tmp_path / "other", SETTINGS, subsets=("validation",))
+
+
+def test_segments_follow_the_decoded_length(videos, annotations, tmp_path):
+    """A duration in the JSON longer than the file: segments are cut at the file's end, not trained beyond it."""
+    content = json.loads(annotations.read_text())
+    content["database"]["short"].update(duration=60, annotations=[
+        {"segment": [1, 30], "label": "run"}, {"segment": [40, 50], "label": "run"}])
+    annotations.write_text(json.dumps(content))
+    notes = prepare(videos, annotations, tmp_path / "out", SETTINGS)
+    video = open_dataset(tmp_path / "out").videos[1]
+    assert video.duration_sec == pytest.approx(2.0) and len(notes) == 2
+    assert [row.segment_sec for row in video.annotations] == [(1.0, pytest.approx(2.0))]
+
+
+def test_max_frames(videos, annotations, tmp_path):
+    """ActivityNet's way: each video its own rate, kept with the video, since seconds become frames by it."""
+    prepare(videos, annotations, tmp_path / "out", FrameSettings(max_frames=30, frame_size=32, flow="none"))
+    videos_of = {video.name: video for video in open_dataset(tmp_path / "out").videos}
+    assert {name: video.num_frames for name, video in videos_of.items()} == {
+        "long": 30, "short": 20, "middle": 30, "unseen": 30}
+    assert videos_of["long"].fps == pytest.approx(4) and videos_of["short"].fps == pytest.approx(10)
+
+
+def test_find_videos(tmp_path):
+    """Prefix, sub-folders, endings in capitals, and a missing one."""
+    for name in ("v_abc.MP4", "deep/er/xyz.webm", "both.avi", "both.mp4", "notes.txt", "dotted.name.mkv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    names = ["abc", "xyz", "deep/er/xyz", "both", "notes", "dotted.name"]
+    found = find_videos(tmp_path, [Video(name, "s", 0.0, []) for name in names])
+    assert {name: path and path.name for name, path in found.items()} == {
+        "abc": "v_abc.MP4", "xyz": "xyz.webm", "deep/er/xyz": "xyz.webm", "both": "both.mp4", "notes": None,
+        "dotted.name": "dotted.name.mkv"}
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [(["--fps", "0"], "--fps"), (["--videos", "nowhere"], "--videos nowhere"), (["--subsets", "x"], "--subsets"),
+     (["--annotations", "none.json"], "none.json"), (["--classes", "run", "run"], "twice")])
+def test_bad_arguments(videos, annotations, tmp_path, capsys, more, words):
+    """One plain sentence on standard error, exit code 2."""
+    assert main(arguments(videos, annotations, tmp_path / "out", *more)) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and words in errors and errors.count("\n") == 1
+
+
+def test_subset_name(videos, annotations, tmp_path):
+    """TFDS would fail on it after all decoding is done: told before."""
+    annotations.write_text(annotations.read_text().replace("testing", "my test"))
+    with pytest.raises(UserError, match="'my test'"):
+        prepare(videos, annotations, tmp_path / "out", SETTINGS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_video_at_all(annotations, tmp_path, capsys):
+    """Every video missing, even with --allow-missing: a sentence, no empty dataset."""
+    (tmp_path / "empty").mkdir()
+    assert main(arguments(tmp_path / "empty", annotations, tmp_path / "out", "--allow-missing")) == 2
+    assert "not one usable video" in capsys.readouterr().err
+
+
+def test_real_videos(shared, tmp_path):
+    """Real, dirty recordings with flow: frames and flow belong together."""
+    folder = shared / "videos" / "gmdcsa24" / "subject_1" / "Fall"
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"database": {"13": {"subset": "test", "annotations": [
+        {"segment": [0.5, 99], "label": "fall"}]}}}))
+    notes = prepare(folder, path, tmp_path / "out", FrameSettings(fps=10, frame_size=48, flow="dis"))
+    dataset = open_dataset(tmp_path / "out")
+    assert dataset.videos[0].num_frames == 44 and len(notes) == 1
+    assert dataset.read_frames(0, 30, 44)["flow"].shape == (14, 48, 48, 2)
+
+
+def test_odd_size_is_no_matter(tmp_path):
+    """A single-frame video with an odd shape still makes a dataset."""
+    write_video(tmp_path / "one.mp4", [np.full((50, 98, 3), 99, np.uint8)], 10)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"database": {"one": {"subset": "t", "annotations": []}}}))
+    prepare(tmp_path, path, tmp_path / "out", FrameSettings(fps=10, frame_size=33, flow="dis"))
+    frames = open_dataset(tmp_path / "out").read_frames(0, 0, 1)
+    assert frames["rgb"].shape == (1, 33, 33, 3) and (frames["flow"] == 128).all()

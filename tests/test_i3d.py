@@ -1,0 +1,209 @@
+"""I3D against PyTorch's operators, slow NumPy loops and the published shapes and counts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sptad_jax.errors import UserError
+from sptad_jax.models import i3d
+
+# every (kernel, stride) pair of the network
+KERNELS = [((7, 7, 7), (2, 2, 2)), ((3, 3, 3), (1, 1, 1)), ((1, 1, 1), (1, 1, 1))]
+POOLS = [((1, 3, 3), (1, 2, 2)), ((3, 3, 3), (2, 2, 2)), ((2, 2, 2), (2, 2, 2)), ((3, 3, 3), (1, 1, 1))]
+SIZES = [(8, 10, 12), (9, 7, 5), (1, 2, 3)]
+
+
+def normal(seed: int, shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def small_model(**options):
+    """A narrow network with random, non-trivial statistics and affine parameters, and its input.
+
+    Cut after Mixed_3b unless told otherwise: compiling the gradient of the whole network takes most of a test's time.
+    """
+    model = i3d.I3D(**{"width_multiplier": 0.125, "conv_mode": "decomposed", "end_points": ("Mixed_3b",), **options})
+    x = normal(0, (1, 16, 32, 32, 3))
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    leaves, tree = jax.tree_util.tree_flatten_with_path(variables)
+    rng = np.random.default_rng(1)
+    ranges = {"scale": (0.7, 1.3), "var": (0.5, 1.5), "mean": (-0.2, 0.2), "bias": (-0.1, 0.2)}
+    values = [rng.uniform(*ranges[p[-1].key], v.shape).astype(np.float32) if p[-1].key in ranges else np.asarray(v)
+              for p, v in leaves]  # fmt: skip
+    return model, jax.tree.unflatten(tree, values), x
+
+
+def loss_and_gradients(model, variables, x, train=False):
+    def loss(params, x):
+        variables_ = {"params": params, "batch_stats": variables["batch_stats"]}
+        outputs, updated = model.apply(variables_, x, train=train, mutable=["batch_stats"])
+        return sum(jnp.mean(jnp.square(y.astype(jnp.float32))) for y in outputs.values()), updated
+
+    (value, updated), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(variables["params"], x)
+    return value, gradients[0], gradients[1], updated["batch_stats"]
+
+
+def close(a, b, tolerance=1e-4):
+    """Relative to the largest entry, as sums in another order differ most where terms cancel."""
+    a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+    assert a.shape == b.shape
+    assert np.max(np.abs(a - b)) <= tolerance * max(np.max(np.abs(b)), 1e-8)
+
+
+@pytest.mark.parametrize(("channels", "parameters"), [(3, 12_287_264), (2, 12_265_312)])
+def test_published_shapes_and_parameter_counts(channels, parameters):
+    """Catches a wrong width, stride, end point or a forgotten layer: 12.29 M (RGB), 12.27 M (flow), paper 3.1.1."""
+    model = i3d.I3D()
+    clip = jax.ShapeDtypeStruct((1, 256, 96, 96, channels), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), clip)
+    assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"])) == parameters
+    outputs = jax.eval_shape(model.apply, variables, clip)
+    assert {name: y.shape[1:] for name, y in outputs.items()} == {
+        "Mixed_3c": (128, 12, 12, 480), "Mixed_4f": (64, 6, 6, 832), "Mixed_5c": (32, 3, 3, 1024),
+    }  # fmt: skip
+
+
+def test_stops_after_the_deepest_end_point():
+    """Catches work and parameters below an end point that nobody asked for."""
+    clip = jax.ShapeDtypeStruct((1, 16, 32, 32, 3), jnp.float32)
+    model = i3d.I3D(end_points=("Mixed_3c", "MaxPool3d_2a_3x3"))
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), clip)
+    assert set(variables["params"]) == {"Conv3d_1a_7x7", "Conv3d_2b_1x1", "Conv3d_2c_3x3", "Mixed_3b", "Mixed_3c"}
+    assert set(jax.eval_shape(model.apply, variables, clip)) == {"Mixed_3c", "MaxPool3d_2a_3x3"}
+
+
+def test_unknown_end_point_is_refused():
+    """Catches a misspelt end point that passes in silence."""
+    with pytest.raises(UserError, match="Mixed_3d"):
+        i3d.I3D(end_points=("Mixed_3d",)).init(jax.random.key(0), jnp.zeros((1, 8, 32, 32, 3)))
+
+
+@pytest.mark.parametrize(("channels", "multiplier", "expected"),
+                         [(64, 1, 64), (64, 0.25, 16), (24, 0.25, 8), (16, 0.1, 4)])  # fmt: skip
+def test_scaled_channels(channels, multiplier, expected):
+    """Catches rounding to zero or to a width that vector units dislike."""
+    assert i3d.scaled_channels(channels, multiplier) == expected
+
+
+@pytest.mark.parametrize(("kernel", "strides"), KERNELS)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", ["direct", "decomposed"])
+def test_conv3d_is_torch_conv3d(kernel, strides, size, mode):
+    """Catches wrong SAME padding, stride, tap order, or a wrong gradient of the decomposition."""
+    torch = pytest.importorskip("torch")
+    from tests.reference.i3d_torch import pad_same
+
+    x, w = normal(0, (2, *size, 3)), normal(1, (*kernel, 3, 4))
+    xt, wt = (torch.tensor(a, requires_grad=True) for a in (x, w))
+    y = torch.nn.functional.conv3d(pad_same(xt.permute(0, 4, 1, 2, 3), kernel, strides), wt.permute(4, 3, 0, 1, 2),
+                                   stride=strides).permute(0, 2, 3, 4, 1)  # fmt: skip
+    cotangent = normal(2, tuple(y.shape))
+    y.backward(torch.tensor(cotangent))
+    ours, vjp = jax.vjp(lambda x, w: i3d.conv3d(x, w, strides, mode), x, w)
+    dx, dw = vjp(jnp.asarray(cotangent))
+    close(ours, y.detach())
+    close(dx, xt.grad)
+    close(dw, wt.grad)
+
+
+@pytest.mark.parametrize(("window", "strides"), POOLS)
+@pytest.mark.parametrize("size", SIZES)
+def test_max_pool_is_the_obvious_loop(window, strides, size):
+    """Catches padding that wins over negative values, a lost trailing sample or a wrong gradient."""
+    x = normal(3, (1, *size, 2))  # negative values too; all distinct, so that the gradient is unique
+    lengths = [-(-n // s) for n, s in zip(size, strides)]
+    lead = [max((m - 1) * s + k - n, 0) // 2 for n, m, k, s in zip(size, lengths, window, strides)]
+    expected = np.empty((1, *lengths, 2), np.float32)
+    gradient = np.zeros_like(x)
+    for index in np.ndindex(*lengths):
+        cut = tuple(slice(max(i * s - p, 0), i * s - p + k) for i, s, p, k in zip(index, strides, lead, window))
+        for c in range(2):
+            block = x[(0, *cut, c)]
+            where = np.unravel_index(block.argmax(), block.shape)
+            expected[(0, *index, c)] = block[where]
+            gradient[(0, *(w + s.start for w, s in zip(where, cut)), c)] += 1 + c
+    for mode in ("direct", "decomposed"):
+        pooled, vjp = jax.vjp(lambda x, mode=mode: i3d.max_pool3d(x, window, strides, mode), x)
+        np.testing.assert_array_equal(pooled, expected)
+        np.testing.assert_allclose(vjp(jnp.ones_like(pooled) * jnp.asarray([1.0, 2.0]))[0], gradient, rtol=1e-6)
+
+
+def test_network_is_the_torch_network():
+    """Catches a branch wired wrongly, a swapped statistic, a wrong epsilon, in values and in the input's gradient."""
+    torch = pytest.importorskip("torch")
+    from tests.reference.i3d_torch import forward
+
+    model, variables, x = small_model(end_points=("Mixed_3c", "Mixed_4f", "Mixed_5c"))
+    xt = torch.tensor(x, requires_grad=True)
+    theirs = forward(xt.permute(0, 4, 1, 2, 3), variables["params"], variables["batch_stats"])
+    ours = jax.jit(model.apply)(variables, x)
+    for name in model.end_points:
+        close(ours[name], theirs[name].detach().permute(0, 2, 3, 4, 1))
+    sum(theirs[name].square().mean() for name in model.end_points).backward()
+    close(loss_and_gradients(model, variables, x)[2], xt.grad)
+
+
+def test_frozen_modes():
+    """Catches statistics that move, an affine that trains when frozen, or one that does not when it should."""
+    for mode, affine_trains in (("frozen", False), ("frozen_stats", True)):
+        model, variables, x = small_model(bn_mode=mode)
+        _, gradients, _, stats = loss_and_gradients(model, variables, x, train=True)
+        jax.tree.map(np.testing.assert_array_equal, stats, variables["batch_stats"])
+        for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+            assert bool(np.any(leaf)) == (affine_trains or not i3d.is_batch_norm_path(path)), path
+
+
+def test_train_mode_uses_and_records_batch_statistics():
+    """Catches wrong moments (against NumPy), a wrong momentum, and running averages unused in evaluation."""
+    model, variables, x = small_model(bn_mode="train", bn_momentum=0.9, end_points=("Conv3d_1a_7x7",))
+    outputs, updated = model.apply(variables, x, train=True, mutable=["batch_stats"])
+    unit = variables["params"]["Conv3d_1a_7x7"]
+    old, new = (v["batch_stats"]["Conv3d_1a_7x7"]["batch_norm"] for v in (variables, updated))
+    y = np.asarray(i3d.conv3d(jnp.asarray(x), unit["conv3d"]["kernel"], (2, 2, 2), "direct"), np.float64)
+    mean, var = y.mean((0, 1, 2, 3)), y.var((0, 1, 2, 3))
+    close(new["mean"], 0.9 * old["mean"] + 0.1 * mean)
+    close(new["var"], 0.9 * old["var"] + 0.1 * var)
+    affine = unit["batch_norm"]
+    close(outputs["Conv3d_1a_7x7"], np.maximum((y - mean) / np.sqrt(var + 1e-3) * affine["scale"] + affine["bias"], 0))
+    evaluated = model.apply(variables, x, train=False)["Conv3d_1a_7x7"]
+    y = (y - old["mean"]) / np.sqrt(old["var"] + 1e-3) * affine["scale"] + affine["bias"]
+    close(evaluated, np.maximum(y, 0))
+
+
+@pytest.mark.parametrize("bn_mode", ["frozen", "train"])
+def test_remat_changes_nothing_but_memory(bn_mode):
+    """Catches a parameter tree that depends on remat, or statistics updated twice by recomputation."""
+    model, variables, x = small_model(bn_mode=bn_mode)
+    again = small_model(bn_mode=bn_mode, remat=True)[0]
+    shapes = jax.eval_shape(lambda: again.init(jax.random.key(0), x))
+    assert jax.tree.structure(shapes) == jax.tree.structure(variables)
+    plain, rematerialised = (loss_and_gradients(m, variables, x, True) for m in (model, again))
+    jax.tree.map(lambda a, b: close(b, a, 1e-3), plain, rematerialised)
+
+
+def test_bfloat16_keeps_float32_parameters():
+    """Catches half-precision parameters or statistics, and results far from those of float32."""
+    model, variables, x = small_model()
+    half = small_model(dtype=jnp.bfloat16)[0]
+    initial = jax.eval_shape(lambda: half.init(jax.random.key(0), x))
+    assert {leaf.dtype for leaf in jax.tree.leaves(initial)} == {jnp.dtype(jnp.float32)}
+    exact, rough = jax.jit(model.apply)(variables, x), jax.jit(half.apply)(variables, x)
+    for name in exact:
+        assert rough[name].dtype == jnp.bfloat16
+        close(rough[name], exact[name], 0.05)
+
+
+def test_is_batch_norm_path():
+    """Catches an optimiser mask that misses a leaf or takes a kernel: counted on the real tree."""
+    params = jax.eval_shape(lambda: i3d.I3D().init(jax.random.key(0), jnp.zeros((1, 8, 32, 32, 3))))["params"]
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    assert sum(map(i3d.is_batch_norm_path, paths)) == 2 * 57  # scale and bias of 57 convolutions
+    assert i3d.is_batch_norm_path(("backbone_rgb", "Mixed_3b", "batch_norm", "bias"))
+    assert not i3d.is_batch_norm_path(("backbone_rgb", "Mixed_3b", "conv3d", "kernel"))
+
+
+def test_logits_need_a_large_enough_clip():
+    """Catches an empty average (NaN logits) on clips smaller than the head's window."""
+    with pytest.raises(UserError, match="2x7x7"):
+        jax.eval_shape(lambda: i3d.I3D(num_logits=5).init(jax.random.key(0), jnp.zeros((1, 16, 96, 96, 3))))

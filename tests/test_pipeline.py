@@ -1,0 +1,170 @@
+"""Batches: contents against the dataset, and an order that depends on nothing but the seed."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from sptad_jax.config import DataConfig, TrainConfig
+from sptad_jax.data.datasets import open_dataset
+from sptad_jax.data.pipeline import make_test_batches, make_training_batches
+from sptad_jax.errors import UserError
+from tests.reference.tiny_dataset import make_tiny_dataset
+
+DATA = DataConfig(num_frames=32, crop_size=32, stride_train=4, stride_test=16, max_targets=5, train_subset="training",
+                  test_subset="testing")
+TRAIN = TrainConfig(batch_size=6, seed=3)
+BOTH = ("rgb", "flow")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return open_dataset(make_tiny_dataset(tmp_path_factory.mktemp("tiny")))
+
+
+def take(batches, count):
+    return list(itertools.islice(batches, count))
+
+
+def places(batches):
+    """(video, start) of each window, batch by batch."""
+    return [list(zip(b["video_index"].tolist(), b["start_frame"].tolist())) for b in batches]
+
+
+def assert_same(left, right):
+    for a, b in zip(left, right, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_contents(dataset):
+    """Keys, shapes, dtypes; frames of the right window, zero bytes after the end of a short video; targets."""
+    batches = make_training_batches(dataset, DATA, TRAIN, BOTH)
+    seen = set()
+    for batch in take(batches, batches.steps_per_epoch):
+        facts = {name: (value.shape, value.dtype.name) for name, value in batch.items()}
+        assert facts == {
+            "rgb": ((6, 32, 36, 36, 3), "uint8"), "flow": ((6, 32, 36, 36, 2), "uint8"),
+            "segments_norm": ((6, 5, 2), "float32"), "labels": ((6, 5), "int32"), "valid": ((6, 5), "bool"),
+            "clip_labels": ((6, 2), "float32"), "num_frames": ((6,), "int32"), "video_index": ((6,), "int32"),
+            "start_frame": ((6,), "int32")}
+        for i in range(6):
+            video, start, count = (int(batch[n][i]) for n in ("video_index", "start_frame", "num_frames"))
+            seen.add((video, start))
+            frames = dataset.read_frames(video, start, start + count)
+            for name in BOTH:
+                np.testing.assert_array_equal(batch[name][i, :count], frames[name])
+                assert not batch[name][i, count:].any()
+            for (a, b), label in zip(batch["segments_norm"][i][batch["valid"][i]],
+                                     batch["labels"][i][batch["valid"][i]]):
+                inside = [(max(0, (r.segment_sec[0] * 10 - start) / 32), min(1, (r.segment_sec[1] * 10 - start) / 32))
+                          for r in dataset.videos[video].annotations if r.label == dataset.classes[label]]
+                assert min(abs(a - s) + abs(b - e) for s, e in inside) < 1e-5
+    assert len({video for video, _ in seen}) > 1
+
+
+def test_epochs_are_permutations(dataset):
+    """Every window once an epoch, in another order in the next; a window lost at an epoch's end would show here."""
+    batches = make_training_batches(dataset, DATA, TRAIN, ("rgb",))
+    n = batches.num_windows
+    assert n % 6 and batches.steps_per_epoch == n // 6  # the interesting case: epochs that share a batch
+    order = [place for batch in places(take(batches, n)) for place in batch]  # six epochs
+    epochs = [order[i * n:(i + 1) * n] for i in range(6)]
+    assert all(sorted(epoch) == sorted(epochs[0]) and len(set(epoch)) == n for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 6
+
+
+def test_order_depends_on_seed_alone(dataset):
+    """Threads that race, or a forgotten seed, would make runs irreproducible."""
+    expected = take(make_training_batches(dataset, DATA, TRAIN, BOTH), 9)
+    for threads in (0, 4):
+        config = dataclasses.replace(DATA, read_threads=threads)
+        assert_same(expected, take(make_training_batches(dataset, config, TRAIN, BOTH), 9))
+    other = make_training_batches(dataset, DATA, dataclasses.replace(TRAIN, seed=4), BOTH)
+    assert places(take(other, 9)) != places(expected)
+
+
+def test_worker_process(dataset):
+    """With a worker process the same batches arrive, and a state of one kind serves the other."""
+    expected = take(make_training_batches(dataset, DATA, TRAIN, ("rgb",)), 5)
+    batches = make_training_batches(dataset, dataclasses.replace(DATA, workers=1), TRAIN, ("rgb",))
+    batches.set_state({"step": 2})
+    got = [{name: np.array(value) for name, value in next(batches).items()} for _ in range(3)]
+    assert batches.get_state() == {"step": 5}
+    batches.close()
+    assert_same(expected[2:], got)
+
+
+def test_state_resumes_the_very_sequence(dataset):
+    """After a restart the rest must be the same batches, across an epoch's border, whatever was read ahead."""
+    batches = make_training_batches(dataset, DATA, TRAIN, BOTH)
+    total = batches.steps_per_epoch + 6
+    everything = take(batches, total)
+    for stop in (0, 3, batches.steps_per_epoch):
+        first = make_training_batches(dataset, DATA, TRAIN, BOTH)
+        take(first, stop)
+        state = first.get_state()
+        again = make_training_batches(dataset, DATA, TRAIN, BOTH)
+        again.set_state(state)
+        assert_same(everything[stop:], take(again, total - stop))
+    batches.set_state({"step": 1})  # back in time, on an iterator in use
+    assert_same(everything[1:3], take(batches, 2))
+
+
+def test_processes_share_each_batch(dataset):
+    """Two hosts together must see the batch that one would see: else results depend on the number of hosts."""
+    whole = places(take(make_training_batches(dataset, DATA, TRAIN, ("rgb",)), 8))
+    parts = [places(take(make_training_batches(dataset, DATA, TRAIN, ("rgb",), process_index=i, process_count=2), 8))
+             for i in range(2)]
+    for batch, left, right in zip(whole, *parts):
+        assert len(left) == len(right) == 3
+        assert sorted(left + right) == sorted(batch)
+    with pytest.raises(UserError, match=r"batch_size \(6\).*processes \(4\)"):
+        make_training_batches(dataset, DATA, TRAIN, ("rgb",), process_index=0, process_count=4)
+
+
+def test_test_batches(dataset):
+    """Every test window once and in order, the rest of the last batch marked; also when two hosts share the work."""
+    expected = [(3, start) for start in (0, 16, 32, 38)]
+    batches = make_test_batches(dataset, DATA, 3, ("flow",))
+    assert len(batches) == 2 and batches.num_windows == 4
+    for _ in range(2):  # may be gone through again
+        got = list(batches)
+        assert [b["is_real"].tolist() for b in got] == [[True] * 3, [True, False, False]]
+        assert set(got[0]) == {"flow", "num_frames", "video_index", "start_frame", "is_real"}
+        assert [p for batch in places(got) for p in batch] == [*expected, expected[-1], expected[-1]]
+    shares = [list(make_test_batches(dataset, DATA, 6, ("rgb",), process_index=i, process_count=2)) for i in range(2)]
+    real = [p for share in shares for b in share for p, r in zip(places([b])[0], b["is_real"]) if r]
+    assert len(shares[0]) == len(shares[1]) and sorted(real) == expected
+    training = make_test_batches(dataset, DATA, 4, ("rgb",), subset="training")
+    assert {video for batch in places(training) for video, _ in batch} == {0, 1, 2}
+
+
+def test_small_dataset_and_large_batch(dataset):
+    """Fewer windows than a batch must give full batches for ever, not an endless wait for none."""
+    config = dataclasses.replace(DATA, stride_train=1000)
+    batches = make_training_batches(dataset, config, dataclasses.replace(TRAIN, batch_size=16), ("rgb",))
+    assert batches.num_windows < 16 and batches.steps_per_epoch == 1
+    assert len(next(batches)["rgb"]) == 16
+
+
+def test_shuffle_labels(dataset):
+    """The control experiment must move labels and nothing else."""
+    config = dataclasses.replace(DATA, window_rule="all")
+    plain = take(make_training_batches(dataset, config, TRAIN, ("rgb",)), 10)
+    moved = take(make_training_batches(dataset, dataclasses.replace(config, shuffle_labels=True), TRAIN, ("rgb",)), 10)
+    for name in ("rgb", "segments_norm", "valid", "start_frame"):
+        assert_same([{name: b[name]} for b in plain], [{name: b[name]} for b in moved])
+    assert any((a["labels"] != b["labels"]).any() for a, b in zip(plain, moved))
+
+
+def test_refusals(dataset):
+    """What cannot work is told before the first batch."""
+    for config, words in [(dataclasses.replace(DATA, train_subset="none"), "no videos of the subset 'none'"),
+                          (dataclasses.replace(DATA, crop_size=64), "crop_size"),
+                          (dataclasses.replace(DATA, min_tioa=1.0), "no window"),
+                          (dataclasses.replace(DATA, max_targets=1), "max_targets")]:
+        with pytest.raises(UserError, match=words):
+            make_training_batches(dataset, config, TRAIN, BOTH)

@@ -1,0 +1,118 @@
+"""The temporal pyramid against torch's Conv1d, interpolate and max_pool1d."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sptad_jax.config import ModelConfig
+from sptad_jax.models import temporal_fpn
+from tests.reference.parameters import draw_variables, run_once
+
+RNG = np.random.default_rng(0)
+FEATURES = [RNG.normal(size=(2, t, s, s, c)).astype(np.float32) for t, s, c in ((16, 4, 6), (8, 2, 10), (4, 2, 12))]
+TINY = ModelConfig(hidden_dim=8)
+
+
+def torch_pyramid(features, params, config):
+    """The same pyramid from torch's operators, [B, C, T] inside."""
+    import torch
+    import torch.nn.functional as F
+
+    def norm(x, name):
+        if config.fpn_norm == "none":
+            return x
+        scale, bias = (torch.tensor(params[f"{name}_norm"][key]) for key in ("scale", "bias"))
+        if config.fpn_norm == "group":
+            return F.group_norm(x, 8, scale, bias, 1e-5)
+        return F.layer_norm(x.transpose(1, 2), (x.shape[1],), scale, bias, 1e-5).transpose(1, 2)
+
+    def conv(x, name, stride=1):
+        kernel = torch.tensor(params[name]["kernel"]).permute(2, 1, 0)
+        bias = torch.tensor(params[name]["bias"])
+        return norm(F.conv1d(x, kernel, bias, stride=stride, padding=kernel.shape[-1] // 2), name)
+
+    used = features if config.pyramid == "inter" else features[-1:]
+    laterals = []
+    for i, x in enumerate(used):
+        x = torch.tensor(x).permute(0, 4, 1, 2, 3)  # [B, C, T, H, W]
+        if config.fpn_spatial == "mean":
+            laterals.append(conv(x.mean(dim=(3, 4)), f"lateral_{i}"))
+        else:
+            kernel = torch.tensor(params[f"lateral_{i}"]["kernel"])
+            taps, _, out = kernel.shape
+            kernel = kernel.reshape(taps, x.shape[3], x.shape[4], x.shape[1], out).permute(4, 3, 0, 1, 2)
+            bias = torch.tensor(params[f"lateral_{i}"]["bias"])
+            laterals.append(norm(F.conv3d(x, kernel, bias, padding=(taps // 2, 0, 0))[..., 0, 0], f"lateral_{i}"))
+    if config.pyramid == "high":
+        laterals.append(conv(laterals[-1], "downsample_0", 2))
+        laterals.append(conv(laterals[-1], "downsample_1", 2))
+    for i in range(len(laterals) - 2, -1, -1):
+        options = {} if config.fpn_interpolation == "nearest" else {"align_corners": False}
+        coarse = F.interpolate(laterals[i + 1], scale_factor=2, mode=config.fpn_interpolation, **options)
+        laterals[i] = laterals[i] + coarse
+    levels = [conv(x, f"output_{i}") for i, x in enumerate(laterals)] if config.fpn_output_conv else laterals
+    if config.pyramid != "single":
+        kernel = config.fpn_pool_kernel
+        levels.append(F.max_pool1d(levels[-1], kernel, 2, padding=(kernel - 1) // 2))
+    return [x.transpose(1, 2).numpy() for x in levels]
+
+
+@pytest.mark.parametrize("changes", [
+    {},
+    {"fpn_lateral_kernel": 3, "fpn_interpolation": "linear", "fpn_norm": "layer", "fpn_pool_kernel": 3},
+    {"fpn_norm": "group", "fpn_output_conv": False, "fpn_pool_kernel": 2},
+    {"pyramid": "single", "fpn_lateral_kernel": 3},
+    {"pyramid": "high"},
+    {"fpn_spatial": "conv", "fpn_lateral_kernel": 3, "fpn_output_conv": False},
+], ids=lambda c: "-".join(map(str, c.values())) or "defaults")  # fmt: skip
+def test_equals_torch(changes):
+    """Every pyramid option with copied weights: catches wrong taps, padding, order of sums, and modes of resampling."""
+    pytest.importorskip("torch")
+    config = dataclasses.replace(TINY, **changes)
+    module = temporal_fpn.TemporalFPN(config)
+    variables = draw_variables(module, FEATURES)
+    levels = run_once(module.apply, variables, FEATURES)
+    expected = torch_pyramid(FEATURES, variables["params"], config)
+    assert len(levels) == len(expected)
+    for level, other in zip(levels, expected, strict=True):
+        np.testing.assert_allclose(level, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("frames, pyramid, lengths", [
+    (256, "inter", (128, 64, 32, 16)), (768, "inter", (384, 192, 96, 48)), (256, "single", (32,)),
+    (256, "high", (32, 16, 8, 4)), (48, "high", (6, 3, 2, 1)),
+])  # fmt: skip
+def test_lengths_at_paper_scale(frames, pyramid, lengths):
+    """3.1.2: strides 2, 4, 8, 16 and 256 channels; odd lengths round up without an error."""
+    shapes = [jax.ShapeDtypeStruct((2, frames // k, s, s, c), jnp.float32)
+              for k, s, c in ((2, 12, 960), (4, 6, 1664), (8, 3, 2048))]  # fmt: skip
+    module = temporal_fpn.TemporalFPN(ModelConfig(pyramid=pyramid))
+    levels, _ = jax.eval_shape(lambda x: module.init_with_output(jax.random.key(0), x), shapes)
+    assert [x.shape for x in levels] == [(2, t, 256) for t in lengths]
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3])
+def test_max_pool_odd_length(kernel):
+    """Written out: catches a window that slides off the end and padding that wins over negative values."""
+    x = -np.abs(RNG.normal(size=(1, 7, 2))).astype(np.float32)
+    before = (kernel - 1) // 2
+    expected = [x[0, max(0, 2 * i - before) : 2 * i - before + kernel].max(axis=0) for i in range(4)]
+    np.testing.assert_array_equal(temporal_fpn.max_pool(jnp.asarray(x), kernel)[0], expected)
+
+
+def test_upsample_cuts_to_odd_length():
+    """Fine step i must stay inside coarse step i // 2."""
+    x = jnp.arange(3.0)[None, :, None]
+    np.testing.assert_array_equal(temporal_fpn.upsample(x, 5, "nearest")[0, :, 0], [0, 0, 1, 1, 2])
+    np.testing.assert_allclose(temporal_fpn.upsample(x, 5, "linear")[0, :, 0], [0, 0.25, 0.75, 1.25, 1.75], atol=1e-6)
+
+
+def test_bfloat16_keeps_parameters_in_float32():
+    """compute_dtype concerns products: catches parameters that would lose their updates."""
+    module = temporal_fpn.TemporalFPN(TINY, jnp.dtype("bfloat16"))
+    levels, variables = jax.eval_shape(lambda x: module.init_with_output(jax.random.key(0), x), FEATURES)
+    assert {x.dtype for x in levels} == {jnp.dtype("bfloat16")}
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}

@@ -1,0 +1,166 @@
+"""Decoding against videos whose frames tell their own number."""
+
+import av
+import numpy as np
+import pytest
+
+from sptad_jax.data.video import decode_video, read_frames_at, write_video
+from sptad_jax.errors import UserError
+
+
+def grey_frames(levels, height=32, width=32):
+    return [np.full((height, width, 3), level, np.uint8) for level in levels]
+
+
+def level_of(frames):
+    return frames.mean(axis=(1, 2, 3))
+
+
+@pytest.mark.parametrize("source_fps", [5, 10, 15, 24, 30, 29.9])
+def test_frame_shown_at_each_time(tmp_path, source_fps):
+    """Frame i must be what is shown at i / 10 s: catches a drift, an off-by-one or a wrong count at any source rate."""
+    levels = 40 + 3 * np.arange(50)
+    write_video(tmp_path / "a.mp4", grey_frames(levels), source_fps, crf=0)
+    video = decode_video(tmp_path / "a.mp4", fps=10, size=32)
+    duration = 50 / source_fps
+    assert video.duration_sec == pytest.approx(duration, abs=2e-3)
+    times = np.arange(np.ceil(duration * 10 - 1e-2)) / 10
+    assert video.frames.shape == (len(times), 32, 32, 3) and video.frames.dtype == np.uint8 and video.fps == 10
+    shown = np.floor((times + 1e-3) * source_fps).astype(int)  # time stamps count to the millisecond
+    np.testing.assert_allclose(level_of(video.frames), levels[shown], atol=1.1)
+
+
+def test_colour_and_place(tmp_path):
+    """Catches swapped channels, a flipped picture, and cropping in place of squeezing a wide picture."""
+    image = np.zeros((32, 64, 3), np.uint8)
+    image[:16, :32] = (220, 30, 30)
+    image[16:, 32:] = (30, 30, 220)
+    write_video(tmp_path / "a.mp4", [image] * 5, 10, crf=5)
+    frame = decode_video(tmp_path / "a.mp4", fps=10, size=16).frames[2].astype(int)
+    np.testing.assert_allclose(frame[3, 3], (220, 30, 30), atol=12)
+    np.testing.assert_allclose(frame[12, 12], (30, 30, 220), atol=12)
+    np.testing.assert_allclose(frame[3, 12], (0, 0, 0), atol=12)
+
+
+def test_shrinking_averages(tmp_path):
+    """Picking single pixels out of fine stripes gives aliases; their mean is 128."""
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[:, ::2] = 255
+    write_video(tmp_path / "a.mp4", [image] * 3, 10, crf=0)
+    frame = decode_video(tmp_path / "a.mp4", fps=10, size=16).frames[0]
+    np.testing.assert_allclose(frame, 128, atol=3)
+
+
+def test_variable_frame_rate(tmp_path):
+    """Telephones record with gaps; counting frames in place of reading time stamps would shift the actions after."""
+    path = tmp_path / "gap.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"crf": "0"})
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        for image, pts in zip(grey_frames([50, 100, 150, 200]), [0, 1, 11, 12]):  # a second passes in between
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts = pts
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    levels = level_of(decode_video(path, fps=10, size=32).frames)
+    np.testing.assert_allclose(levels[:12], [50] + [100] * 10 + [150], atol=1.1)
+    assert levels[12] == pytest.approx(200, abs=1.1)
+
+
+def test_max_frames(tmp_path):
+    """ActivityNet's fixed length: the rate falls to cover a long video, and a short one is never sampled up."""
+    levels = 40 + 2 * np.arange(100)
+    write_video(tmp_path / "a.mp4", grey_frames(levels), 25, crf=0)
+    video = decode_video(tmp_path / "a.mp4", fps=10, size=32, max_frames=40)
+    assert len(video.frames) == 40 and video.fps == pytest.approx(10, rel=1e-3)
+    np.testing.assert_allclose(level_of(video.frames), levels[(np.arange(40) * 2.5 + 1e-3).astype(int)], atol=1.1)
+    short = decode_video(tmp_path / "a.mp4", fps=10, size=32, max_frames=768)
+    assert len(short.frames) == 100 and short.fps == pytest.approx(25, rel=1e-3)
+
+
+def test_turned_video(tmp_path):
+    """A telephone held upright stores a lying picture and a matrix; a person lying on the side is another action."""
+    image = np.zeros((32, 64, 3), np.uint8)
+    image[:16, :32] = 255  # stored top left, so shown top right after a quarter turn clockwise
+    write_video(tmp_path / "a.mp4", [image] * 4, 10)
+    data = bytearray((tmp_path / "a.mp4").read_bytes())
+    matrix = data.index(b"tkhd") + 44
+    for i, value in enumerate([0, 0x00010000, 0, 0xFFFF0000, 0]):
+        data[matrix + 4 * i:matrix + 4 * i + 4] = value.to_bytes(4, "big")
+    (tmp_path / "a.mp4").write_bytes(data)
+    frame = decode_video(tmp_path / "a.mp4", fps=10, size=32).frames[1]
+    assert frame[8, 24].min() > 200 and max(frame[8, 8].max(), frame[24, 8].max(), frame[24, 24].max()) < 50
+    assert read_frames_at(tmp_path / "a.mp4", [0.0], height=64)[0].shape == (64, 32, 3)
+
+
+def test_gif(tmp_path):
+    """DeepMind's sample clips are GIFs, without a stated duration for the last picture."""
+    path = tmp_path / "a.gif"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("gif", rate=10)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "rgb8"
+        for image in grey_frames([0, 255] * 4):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="rgb8")))
+        container.mux(stream.encode(None))
+    levels = level_of(decode_video(path, fps=10, size=32).frames)
+    assert len(levels) == 8 and (levels[::2] < 20).all() and (levels[1::2] > 235).all()
+
+
+def test_read_frames_at(tmp_path):
+    """Thumbnails of a report: right moment whatever the order of times, own aspect ratio, last frame beyond the end."""
+    levels = 40 + 4 * np.arange(40)
+    write_video(tmp_path / "a.mp4", grey_frames(levels, 32, 64), 10, crf=0)
+    pictures = read_frames_at(tmp_path / "a.mp4", [3.05, 0.0, 99.0, 1.0], height=16)
+    assert [p.shape for p in pictures] == [(16, 32, 3)] * 4
+    np.testing.assert_allclose([p.mean() for p in pictures], levels[[30, 0, 39, 10]], atol=1.1)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    """Missing, empty, garbage, audio-less text, a folder: one sentence that names the file, never a traceback."""
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "garbage.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    (tmp_path / "folder.mp4").mkdir()
+    for name in ("none.mp4", "empty.mp4", "garbage.mp4", "folder.mp4"):
+        with pytest.raises(UserError, match=name):
+            decode_video(tmp_path / name, fps=10, size=32)
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+def test_truncated_files(tmp_path, ending):
+    """A download cut short whose header still states the full length must not pass as a short video."""
+    path = tmp_path / f"a.{ending}"
+    noise = np.random.default_rng(0).integers(0, 255, (60, 64, 64, 3), np.uint8)
+    options = {"movflags": "faststart"} if ending == "mp4" else {}
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream("libx264", rate=10, options={"crf": "25"})
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for image in noise:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    assert len(decode_video(path, fps=10, size=32).frames) == 60
+    data = path.read_bytes()
+    cut = tmp_path / f"cut.{ending}"
+    cut.write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=f"cut.{ending}"):
+        decode_video(cut, fps=10, size=32)
+
+
+def test_write_video_is_whole_or_absent(tmp_path):
+    """An encoder stopped half-way must leave neither a broken video nor litter."""
+    def frames():
+        yield from grey_frames([10, 20])
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError):
+        write_video(tmp_path / "a.mp4", frames(), 10)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_real_video(shared):
+    """355 frames at 19.62 fps are 18.09 s, so 181 frames at 10 fps; catches a rate taken from the wrong header."""
+    video = decode_video(shared / "videos" / "v_GGSY1Qvo990.mp4", fps=10, size=48)
+    assert len(video.frames) == 181 and video.duration_sec == pytest.approx(18.09, abs=0.02)
+    assert 20 < video.frames.mean() < 235 and video.frames.std() > 10

