@@ -103,7 +103,9 @@ def write_video(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps:
             for i, image in enumerate(frames):
                 if i == 0:
                     stream.height, stream.width = image.shape[:2]
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+                # Converted here, since the encoder's own conversion of the same frames gives differing bytes at times.
+                container.mux(stream.encode(frame.reformat(format="yuv420p")))
             container.mux(stream.encode(None))
         os.replace(temporary, path)
     finally:

@@ -44,9 +44,12 @@ def init_variables(config: Config, num_classes: int) -> dict[str, Any]:
     model = SPTAD(config.model, num_classes)
     shape = (1, config.data.num_frames, config.data.crop_size, config.data.crop_size)
     inputs = {name: jnp.zeros((*shape, 3 if name == "rgb" else 2)) for name in config.model.streams}
-    variables = jax.jit(lambda key: model.init(key, inputs, None, train=False))(
-        random_key(config.train.seed, "init", 0)
-    )
+    init = jax.jit(lambda key: model.init(key, inputs, None, train=False))
+    # Runs once: hundreds of random draws, whose optimised compilation takes a minute on two cores.
+    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    on_cpu = jax.default_backend() == "cpu"
+    key = random_key(config.train.seed, "init", 0)
+    variables = init.lower(key).compile(compiler_options=options if on_cpu else None)(key)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
