@@ -7,6 +7,7 @@ A field annotated with `Literal` accepts just the values named there; `apply_ove
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from typing import Any, Literal
@@ -190,6 +191,8 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def from_dict(values: dict[str, Any], where: str = "config") -> Config:
     """The inverse of `to_dict`; unknown or mistyped fields raise UserError naming `where`."""
+    if not isinstance(values, dict) or not all(isinstance(fields, dict) for fields in values.values()):
+        raise UserError(f"{where}: options must be grouped, as in {{\"model\": {{\"num_stages\": 4}}}}.")
     pairs = [(f"{group}.{name}", v) for group, fields in values.items() for name, v in fields.items()]
     return _with_values(Config(), pairs, where)
 
@@ -245,6 +248,8 @@ def _coerce(annotation: Any, value: Any, where: str) -> Any:
         return tuple(_coerce(args[0], item, where) for item in items)
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where} is {value}; it must be a finite number.")
     if not isinstance(value, annotation) or (isinstance(value, bool) and annotation is not bool):
         raise UserError(f"{where} is {value!r}; it must be of type {annotation.__name__}.")
     return value
@@ -265,10 +270,17 @@ def validate(config: Config) -> None:
          f"model.num_proposals ({model.num_proposals}) must be at least data.max_targets ({data.max_targets}): "
          "every target needs a proposal of its own (paper 3.1.3)"),
         (data.num_frames % 16 == 0, "data.num_frames must be a multiple of 16, the stride of the coarsest level"),
-        (data.crop_size % 32 == 0, "data.crop_size must be a multiple of 32, the spatial stride of Mixed_5c"),
+        (data.crop_size >= 16, "data.crop_size must be at least 16 pixels"),
         (0 <= data.flip_prob <= 1, "data.flip_prob is a probability"),
         (train.batch_size % train.accumulate == 0, "train.batch_size must be a multiple of train.accumulate"),
         (train.epochs > 0 and train.batch_size > 0, "train.epochs and train.batch_size must be positive"),
+        (train.learning_rate > 0, "train.learning_rate must be positive"),
+        (0 <= train.ema_decay < 1, "train.ema_decay must lie in [0, 1)"),
+        (min(train.log_every, train.checkpoint_every, train.keep_checkpoints) >= 1,
+         "train.log_every, train.checkpoint_every and train.keep_checkpoints must be at least 1"),
+        (min(data.stride_train, data.stride_test) >= 1, "data.stride_train and data.stride_test must be at least 1"),
+        (config.inference.batch_size >= 1, "inference.batch_size must be at least 1"),
+        (config.inference.nms_sigma > 0, "inference.nms_sigma must be positive"),
         (not config.loss.stage_weights or len(config.loss.stage_weights) == model.num_stages,
          "loss.stage_weights needs one weight per stage, or none"),
         (bool(config.evaluation.tious) and all(0 < t <= 1 for t in config.evaluation.tious),

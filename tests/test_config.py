@@ -91,7 +91,7 @@ def test_defaults_are_valid_and_the_papers():
     (["model.eta=0"], "model.eta"),
     (["model.num_proposals=10", "data.max_targets=11"], "model.num_proposals (10)"),
     (["data.num_frames=250"], "data.num_frames"),
-    (["data.crop_size=100"], "data.crop_size"),
+    (["data.crop_size=8"], "data.crop_size"),
     (["data.flip_prob=1.5"], "data.flip_prob"),
     (["train.accumulate=3"], "train.accumulate"),
     (["train.epochs=0"], "train.epochs"),

@@ -125,15 +125,24 @@ def max_pool3d(x: Array, window: Size3, strides: Size3, mode: Literal["direct", 
     return x
 
 
+def he_truncated_normal(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """Normal cut at two deviations, of variance 2 / (inputs times taps), for layers that a ReLU follows.
+
+    Drawn flat, at a power of two: XLA's CPU compiler needs 35 s for 57 five-dimensional draws and 5 s for these.
+    """
+    size = math.prod(shape)
+    draw = jax.random.truncated_normal(key, -2, 2, (1 << (size - 1).bit_length(),), dtype)[:size]
+    return draw.reshape(shape) * (math.sqrt(2 / math.prod(shape[:-1])) / 0.87962566)  # deviation of the cut normal
+
+
 class ConvKernel(nn.Module):
-    """Holds `kernel` [kt, kh, kw, C, O] float32; He initialisation, since a ReLU follows."""
+    """Holds `kernel` [kt, kh, kw, C, O] float32."""
 
     shape: tuple[int, ...]
 
     @nn.compact
     def __call__(self) -> Array:
-        initializer = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
-        return self.param("kernel", initializer, self.shape, jnp.float32)
+        return self.param("kernel", he_truncated_normal, self.shape)
 
 
 class BatchNorm(nn.Module):
