@@ -29,13 +29,13 @@ DURATION_QUANTILES = (0.0, 0.05, 0.25, 0.50, 0.75, 0.90, 0.95, 1.0)
 DURATIONS_SEC = (0.6, 0.7, 1.5, 2.9, 5.5, 8.0, 9.7, 13.0)
 
 RAMP_SEC = 0.3  # an action gains and loses its speed over this time
-SPIN_HZ = 0.6  # turns a second
+SPIN_HZ = 0.55  # turns a second
 ORBIT_HZ = 0.7
-CYCLE_HZ = 0.9  # cycles a second of swelling and of rising
-FAST_SHARE = 0.25  # of a cycle, taken by its fast half; the other half is three times as slow
-ORBIT_RADIUS = 0.13
-RISE_AMPLITUDE = 0.13  # up and down from the middle
-SCALE_RANGE = (0.6, 1.0)
+CYCLE_HZ = 0.6  # cycles a second of swelling and of rising
+FAST_SHARE = 0.3  # of a cycle, taken by its fast half
+ORBIT_RADIUS = 0.14
+RISE_AMPLITUDE = 0.15  # up and down from the middle
+SCALE_RANGE = (0.5, 1.0)
 MIN_GAP_SEC = 0.5  # between two actions of one actor
 
 

@@ -118,7 +118,7 @@ def build_actors(plan: Plan, times_sec: np.ndarray, canvas: int) -> list[Sprite]
     sprites = []
     for actor, lane in enumerate(plan.lanes):
         rng = np.random.default_rng([*plan.seed, 1, actor])
-        diameter = rng.uniform(0.5, 0.62) * (1.0 if count == 1 else 0.9)
+        diameter = rng.uniform(0.62, 0.75) * (1.0 if count == 1 else 0.8)
         home = np.array([(actor + 0.5) / count, 0.5]) + rng.uniform(-1, 1, 2) * (0.1 if count == 1 else 0.04)
         if count == 2:
             home[0] = 0.5 + (home[0] - 0.5) * 0.92

@@ -13,6 +13,7 @@ import pathlib
 import pickle
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -208,9 +209,10 @@ def _read(source: str, field: str) -> dict[str, np.ndarray]:
     if path.suffix != ".npz":
         raise UserError(f"{field}: {source} is no .npz file; convert the weights first (data_prep/README.md).")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file:  # opened here: np.load leaves a broken file open
+            archive = np.load(file, allow_pickle=False)
             flat = {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{field}: {source} is broken or no .npz archive ({error}); copy or write it anew.") from error
     return _check_prefixes(flat, source, field)
 

@@ -28,7 +28,9 @@ class Checkpoints:
     def __init__(self, directory: pathlib.Path, keep: int):
         self.directory = directory.resolve()
         options = ocp.CheckpointManagerOptions(preservation_policy=LatestN(keep), cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        handlers = {name: ocp.StandardCheckpointHandler() for name in ("model", "optimizer")}
+        handlers |= {name: ocp.JsonCheckpointHandler() for name in ("data", "meta")}
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
