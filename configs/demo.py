@@ -25,6 +25,7 @@ def get_config() -> Config:
             train_subset="train",
             num_frames=128,
             crop_size=32,
+            random_crop=False,  # frames are stored at the size of the crop
             stride_train=16,
             stride_test=64,
             max_targets=16,

@@ -96,7 +96,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.fps <= 0 or args.bound <= 0 or args.frame_size < 16 or args.processes < 1 or args.max_frames < 0:
         raise UserError("--fps, --bound and --processes must be positive, --max-frames not negative, and --frame-size "
                         "at least 16.")
-    settings = FrameSettings(args.fps, args.max_frames, args.frame_size, args.flow, args.bound)
+    if 0 < args.flow_size < args.frame_size:
+        raise UserError(f"--flow-size {args.flow_size} is below --frame-size {args.frame_size}; raise it, or leave it.")
+    settings = FrameSettings(args.fps, args.max_frames, args.frame_size, args.flow, args.bound, args.flow_size)
     if (pathlib.Path(args.output) / "dataset.json").exists():
         print(f"{args.output} holds a finished dataset; delete the folder to prepare it anew.")
     notes = prepare(args.videos, args.annotations, args.output, settings, subsets=args.subsets, classes=args.classes,
@@ -130,6 +132,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--flow", choices=["tvl1", "dis", "none"], default="tvl1",
                         help="optical flow: tvl1 as in the paper, dis a hundred times faster, or none (default tvl1)")
     parser.add_argument("--bound", type=float, default=20.0, help="largest flow in pixels (default 20)")
+    parser.add_argument("--flow-size", type=int, default=0,
+                        help="pixels of either side on which flow is computed before it is averaged down to the frame "
+                             "size; helps small frames (default 0: the frame size)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one per core")
     parser.add_argument("--subsets", nargs="+", default=[], metavar="S", help="subsets to take (default all)")
     parser.add_argument("--classes", nargs="+", default=[], metavar="C",

@@ -21,6 +21,7 @@ class FrameSettings:
     frame_size: int = 112  # pixels of either side
     flow: Literal["tvl1", "dis", "none"] = "tvl1"
     bound: float = 20.0  # pixels of flow that map to the ends of a byte
+    flow_size: int = 0  # pixels of either side on which flow is computed, before it is averaged down; 0: frame_size
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -28,7 +29,8 @@ class FrameSettings:
 
     def describe(self) -> dict[str, Any]:
         """As dataset.json holds it."""
-        flow = None if self.flow == "none" else {"method": self.flow, "bound": self.bound}
+        flow = None if self.flow == "none" else {
+            "method": self.flow, "bound": self.bound, "size": self.flow_size or self.frame_size}
         return {"fps": self.fps, "max_frames": self.max_frames, "frame_size": self.frame_size,
                 "streams": list(self.streams), "flow": flow}
 
@@ -43,22 +45,20 @@ def decode_to_cache(path: pathlib.Path, cache_dir: pathlib.Path, settings: Frame
 
     Returns {"num_frames", "fps", "duration_sec", "cache"}, or {"error": sentence} for a file that cannot be read.
     """
-    from sptad_jax.data.optical_flow import compute_flow
-    from sptad_jax.data.video import decode_video
+    from sptad_jax.data.streams import read_streams
 
     place = _place(path, cache_dir, settings)
     marker = place / "video.json"  # written last
     if marker.is_file():
         return {**json.loads(marker.read_text(encoding="utf-8")), "cache": os.fspath(place)}
     try:
-        video = decode_video(path, settings.fps, settings.frame_size, max_frames=settings.max_frames)
+        streams, fps, duration_sec = read_streams(path, settings.describe())
     except UserError as error:
         return {"error": str(error)}
     place.mkdir(parents=True, exist_ok=True)
-    np.save(place / "rgb.npy", video.frames, allow_pickle=False)
-    if settings.flow != "none":
-        np.save(place / "flow.npy", compute_flow(video.frames, settings.flow, settings.bound), allow_pickle=False)
-    facts = {"num_frames": len(video.frames), "fps": video.fps, "duration_sec": video.duration_sec}
+    for name, frames in streams.items():
+        np.save(place / f"{name}.npy", frames, allow_pickle=False)
+    facts = {"num_frames": len(streams["rgb"]), "fps": fps, "duration_sec": duration_sec}
     temporary = marker.with_suffix(".tmp")
     temporary.write_text(json.dumps(facts), encoding="utf-8")
     os.replace(temporary, marker)

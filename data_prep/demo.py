@@ -34,7 +34,9 @@ def main(argv: list[str] | None = None) -> int:
     annotations = render_dataset(
         rendered, options.train_videos, options.test_videos, Settings(options.seed, options.video_size), args.processes
     )
-    frames = FrameSettings(frame_size=options.frame_size, flow="dis", bound=options.flow_bound)
+    frames = FrameSettings(
+        frame_size=options.frame_size, flow="dis", bound=options.flow_bound, flow_size=options.video_size
+    )
     prepare(rendered / "videos", annotations, dataset_dir, frames, processes=args.processes)
     print(f"{dataset_dir}: {options.train_videos} training and {options.test_videos} test videos are ready")
     return 0

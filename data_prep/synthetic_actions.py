@@ -69,8 +69,8 @@ def plan_lanes(rng: np.random.Generator, min_sec: float, max_sec: float) -> tupl
     """
     wanted_sec = rng.uniform(min_sec, max_sec)
     num_actors = int(rng.integers(1, 3))
-    # about one instance in 6.5 s of a lane; a second actor takes the video from 5-7 to 6-8 instances at usual lengths
-    per_lane = [max(1, round(wanted_sec / (6.5 if num_actors == 1 else 11.0) + rng.uniform(-1, 1)))
+    # so often that a few minutes of training see thousands of instances: 5 to 11 in a video
+    per_lane = [max(1, round(wanted_sec / (5.0 if num_actors == 1 else 7.0) + rng.uniform(-1, 1)))
                 for _ in range(num_actors)]
     durations = [draw_durations(rng, count) for count in per_lane]
     needed_sec = max(float(d.sum()) + MIN_GAP_SEC * (len(d) + 1) for d in durations)

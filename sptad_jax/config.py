@@ -168,9 +168,9 @@ class SyntheticConfig:
     seed: int = 0  # of everything that is drawn
     train_videos: int = 96
     test_videos: int = 24
-    video_size: int = 64  # pixels of either side of the rendered files
-    frame_size: int = 40  # pixels of either side of the stored frames
-    flow_bound: float = 4.0  # pixels of flow that map to the ends of a byte
+    video_size: int = 64  # pixels of either side of the rendered files, on which flow is computed
+    frame_size: int = 32  # pixels of either side of the stored frames
+    flow_bound: float = 3.0  # pixels of flow that map to the ends of a byte
 
 
 @dataclasses.dataclass(frozen=True)

@@ -124,14 +124,16 @@ def test_other_optimizer_is_refused(saved, tx):
         restore(saved, make_state(tx=tx))
 
 
-def test_inference_takes_the_average(saved):
-    """Detection with the raw parameters of a run that kept averaged ones; read-only use that touches the folder."""
+def test_inference_takes_the_average(saved, caplog):
+    """Detection with the raw parameters of a run that kept averaged ones; read-only use that touches the folder, or
+    that fills the terminal with Orbax's remarks on what is not read."""
     before = sorted(path.name for path in saved.rglob("*"))
     for folder in (saved, saved / "checkpoints"):
         variables, meta = load_for_inference(folder)
         expected = make_state(8)
         assert_equal({"params": expected.ema_params, "batch_stats": expected.batch_stats}, variables)
         assert meta == META | {"step": 8}
+    assert not [record for record in caplog.records if record.levelname != "INFO"]
     assert sorted(path.name for path in saved.rglob("*")) == before
 
 

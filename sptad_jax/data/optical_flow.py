@@ -12,7 +12,9 @@ FlowMethod = Literal["tvl1", "dis"]
 cv2.setNumThreads(1)  # videos are handled by several processes; threads inside each would only fight for the cores
 
 
-def compute_flow(frames: np.ndarray, method: FlowMethod = "tvl1", bound: float = 20.0) -> np.ndarray:
+def compute_flow(
+    frames: np.ndarray, method: FlowMethod = "tvl1", bound: float = 20.0, size: int = 0
+) -> np.ndarray:
     """Flow from each frame to the next, on grey images, with x (to the right) before y (down).
 
     The last flow frame is repeated, so that there are as many as frames; a video of one frame has no motion. That,
@@ -22,18 +24,24 @@ def compute_flow(frames: np.ndarray, method: FlowMethod = "tvl1", bound: float =
       frames: uint8 RGB [T, H, W, 3], sides of at least 16 pixels.
       method: "tvl1", the paper's, or "dis", a hundred times faster and a little less exact.
       bound: pixels per frame that map to the ends of the byte range; see `quantise_flow`.
+      size: where positive, the field is averaged down to size x size, and measured in pixels of that size.
 
-    Returns: uint8 [T, H, W, 2].
+    Returns: uint8 [T, H, W, 2], or [T, size, size, 2].
 
     Raises UserError where OpenCV lacks the method.
     """
     height, width = frames.shape[1:3]
     solver = _make_solver(method, min(height, width))
-    flow = np.zeros((len(frames), height, width, 2), np.float32)
+    out = (size or height, size or width)
+    scale = np.array([out[1] / width, out[0] / height], np.float32)
+    flow = np.zeros((len(frames), *out, 2), np.float32)
     before = cv2.cvtColor(frames[0], cv2.COLOR_RGB2GRAY)
     for i in range(len(frames) - 1):
         after = cv2.cvtColor(frames[i + 1], cv2.COLOR_RGB2GRAY)
-        flow[i] = solver.calc(before, after, None)
+        field = solver.calc(before, after, None)
+        if size:
+            field = cv2.resize(field, (size, size), interpolation=cv2.INTER_AREA) * scale
+        flow[i] = field
         before = after
     if len(frames) > 1:
         flow[-1] = flow[-2]

@@ -9,8 +9,7 @@ import numpy as np
 
 from sptad_jax import config as config_lib
 from sptad_jax.config import Config
-from sptad_jax.data.optical_flow import compute_flow
-from sptad_jax.data.video import decode_video
+from sptad_jax.data.streams import read_streams
 from sptad_jax.data.windows import make_window_starts
 from sptad_jax.inference.predict import Forward, make_forward, predict_windows, windows_to_detections
 from sptad_jax.training.checkpoints import load_for_inference
@@ -45,17 +44,14 @@ def detect_video(detector: Detector, path: str | pathlib.Path) -> tuple[list[dic
     Raises UserError for a file that cannot be decoded.
     """
     config, source = detector.config, detector.source
-    video = decode_video(path, source["fps"], source["frame_size"], max_frames=source["max_frames"], threads=0)
-    frames = {"rgb": video.frames}
-    if "flow" in config.model.streams:
-        frames["flow"] = compute_flow(video.frames, source["flow"]["method"], source["flow"]["bound"])
-    starts = make_window_starts(len(video.frames), config.data.num_frames, config.data.stride_test)
+    frames, fps, duration_sec = read_streams(path, source, threads=0)
+    starts = make_window_starts(len(frames["rgb"]), config.data.num_frames, config.data.stride_test)
     batches = _window_batches({name: frames[name] for name in config.model.streams}, starts, config)
     windows = predict_windows(detector.forward, detector.variables, batches, len(starts))[0]
     detections = windows_to_detections(
-        windows, duration_sec=video.duration_sec, fps=video.fps, config=config, classes=detector.classes
+        windows, duration_sec=duration_sec, fps=fps, config=config, classes=detector.classes
     )
-    return detections, video.duration_sec
+    return detections, duration_sec
 
 
 def _window_batches(

@@ -6,7 +6,7 @@ paths are the TensorFlow scope names, so that converted Kinetics weights need no
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -46,11 +46,7 @@ _POOLS: dict[str, tuple[Size3, Size3]] = {
     "MaxPool3d_4a_3x3": ((3, 3, 3), (2, 2, 2)),
     "MaxPool3d_5a_2x2": ((2, 2, 2), (2, 2, 2)),
 }
-END_POINTS: tuple[str, ...] = (
-    "Conv3d_1a_7x7", "MaxPool3d_2a_3x3", "Conv3d_2b_1x1", "Conv3d_2c_3x3", "MaxPool3d_3a_3x3", "Mixed_3b", "Mixed_3c",
-    "MaxPool3d_4a_3x3", "Mixed_4b", "Mixed_4c", "Mixed_4d", "Mixed_4e", "Mixed_4f", "MaxPool3d_5a_2x2", "Mixed_5b",
-    "Mixed_5c",
-)  # fmt: skip
+END_POINTS = tuple(sorted((*_CONVS, *_POOLS, *_MIXED), key=lambda name: name.split("_")[1]))  # 1a, 2a, 2b .. 5c
 
 
 def is_batch_norm_path(path: Iterable[Any]) -> bool:
@@ -86,18 +82,10 @@ def _taps(x: Array, axis: int, window: int, stride: int, fill: float) -> list[Ar
 
 
 def conv3d(x: Array, kernel: Array, strides: Size3, mode: Literal["direct", "decomposed"]) -> Array:
-    """3-D convolution with SAME padding.
+    """3-D convolution with SAME padding: [B, T, H, W, C], [kt, kh, kw, C, O] -> [B, ceil(T/st), ..., ceil(W/sw), O].
 
-    Args:
-      x: [B, T, H, W, C].
-      kernel: [kt, kh, kw, C, O], the same dtype as `x`.
-      strides: of T, H and W.
-      mode: "direct" is XLA's 3-D convolution. "decomposed" gives the same numbers from a matrix product (1x1x1) or from
-        one 2-D convolution whose input channels hold the temporal taps; XLA's CPU back end has a fast path for these
-        and none for three dimensions (benchmarks/RESULTS.md).
-
-    Returns:
-      [B, ceil(T/st), ceil(H/sh), ceil(W/sw), O].
+    "direct" is XLA's 3-D convolution. "decomposed" gives the same numbers from a matrix product (1x1x1) or from one 2-D
+    convolution whose input channels hold the temporal taps: XLA's CPU back end is fast at these, not in 3-D.
     """
     if mode == "direct":
         return lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
@@ -207,15 +195,15 @@ class Unit3D(nn.Module):
 
 
 class Branch(nn.Module):
-    """A chain of named units; the parent of their parameter paths (Branch_0 .. Branch_3)."""
+    """A chain of units (name -> channels), whose last digit is the kernel size; the parent of their parameter paths."""
 
-    units: tuple[tuple[str, int, Size3], ...]  # name, features, kernel
+    units: Mapping[str, int]
     make_unit: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        for name, features, kernel in self.units:
-            x = self.make_unit(features, kernel, (1, 1, 1), name=name)(x)
+        for name, features in self.units.items():
+            x = self.make_unit(features, (int(name[-1]),) * 3, (1, 1, 1), name=name)(x)
         return x
 
 
@@ -228,18 +216,19 @@ class Mixed(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        c, one, three = self.channels, (1, 1, 1), (3, 3, 3)
-        branch = functools.partial(Branch, make_unit=self.make_unit)
+        c = self.channels
+        pooled = max_pool3d(x, (3, 3, 3), (1, 1, 1), self.conv_mode)
         branches = [
-            branch((("Conv3d_0a_1x1", c[0], one),), name="Branch_0")(x),
-            branch((("Conv3d_0a_1x1", c[1], one), ("Conv3d_0b_3x3", c[2], three)), name="Branch_1")(x),
-            branch((("Conv3d_0a_1x1", c[3], one), ("Conv3d_0b_3x3", c[4], three)), name="Branch_2")(x),
-            branch((("Conv3d_0b_1x1", c[5], one),), name="Branch_3")(max_pool3d(x, three, one, self.conv_mode)),
+            ({"Conv3d_0a_1x1": c[0]}, x),
+            ({"Conv3d_0a_1x1": c[1], "Conv3d_0b_3x3": c[2]}, x),
+            ({"Conv3d_0a_1x1": c[3], "Conv3d_0b_3x3": c[4]}, x),
+            ({"Conv3d_0b_1x1": c[5]}, pooled),
         ]
-        return jnp.concatenate(branches, axis=-1)
+        outputs = [Branch(u, self.make_unit, name=f"Branch_{i}")(v) for i, (u, v) in enumerate(branches)]
+        return jnp.concatenate(outputs, axis=-1)
 
 
-class Affine(nn.Module):
+class Linear(nn.Module):
     """1x1x1 convolution with bias, at the path `conv3d`."""
 
     features: int
@@ -259,7 +248,7 @@ class Logits(nn.Module):
         if any(size < window for size, window in zip(x.shape[1:4], (2, 7, 7))):
             raise UserError(f"I3D logits: Mixed_5c is {x.shape[1:4]}, under 2x7x7; give at least 9 frames of 224x224.")
         x = nn.avg_pool(x.astype(jnp.float32), (2, 7, 7), (1, 1, 1), "VALID")
-        return jnp.mean(Affine(self.num_logits, name="Conv3d_0c_1x1")(x), axis=(1, 2, 3))
+        return jnp.mean(Linear(self.num_logits, name="Conv3d_0c_1x1")(x), axis=(1, 2, 3))
 
 
 class I3D(nn.Module):
@@ -292,8 +281,8 @@ class I3D(nn.Module):
             self.conv_mode == "auto" and jax.default_backend() == "cpu") else "direct"  # fmt: skip
         pool = jax.checkpoint(max_pool3d, static_argnums=(1, 2, 3)) if self.remat else max_pool3d
         wrap = nn.remat if self.remat else (lambda module: module)
-        make_unit = functools.partial(Unit3D, bn_mode=self.bn_mode, bn_momentum=self.bn_momentum, conv_mode=mode,
-                                      dtype=self.dtype, train=train)  # fmt: skip
+        unit = functools.partial(Unit3D, bn_mode=self.bn_mode, bn_momentum=self.bn_momentum, conv_mode=mode,
+                                 dtype=self.dtype, train=train)  # fmt: skip
         outputs = {}
         last = "Mixed_5c" if self.num_logits else max(self.end_points, key=END_POINTS.index)
         for name in END_POINTS[: END_POINTS.index(last) + 1]:
@@ -301,11 +290,11 @@ class I3D(nn.Module):
                 x = pool(x, *_POOLS[name], mode)
             elif name in _CONVS:
                 channels, kernel, strides = _CONVS[name]
-                unit = functools.partial(wrap(Unit3D), **make_unit.keywords)
-                x = unit(scaled_channels(channels, self.width_multiplier), kernel, strides, name=name)(x)
+                channels = scaled_channels(channels, self.width_multiplier)
+                x = wrap(Unit3D)(channels, kernel, strides, **unit.keywords, name=name)(x)
             else:
                 widths = tuple(scaled_channels(c, self.width_multiplier) for c in _MIXED[name])
-                x = wrap(Mixed)(widths, make_unit, mode, name=name)(x)
+                x = wrap(Mixed)(widths, unit, mode, name=name)(x)
             if name in self.end_points:
                 outputs[name] = x
         if self.num_logits:

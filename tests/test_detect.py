@@ -1,0 +1,128 @@
+"""Detection in a video file: the windows that the network sees, and the same detections as in evaluation."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from sptad_jax import config as config_lib
+from sptad_jax.config import Config, DataConfig, InferenceConfig, ModelConfig
+from sptad_jax.data.datasets import open_dataset
+from sptad_jax.data.optical_flow import compute_flow
+from sptad_jax.data.video import decode_video, write_video
+from sptad_jax.errors import UserError
+from sptad_jax.inference.detect import Detector, detect_video, load_detector
+from sptad_jax.inference.predict import evaluate_state
+from sptad_jax.training.checkpoints import Checkpoints
+from tests.reference.tiny_dataset import make_tiny_dataset
+from tests.reference.tiny_training import CONFIG, new_state
+
+SOURCE = {"fps": 10.0, "frame_size": 24, "max_frames": 0, "flow": {"method": "dis", "bound": 5.0, "size": 24}}
+DATA = DataConfig(num_frames=16, crop_size=16, stride_test=12, train_subset="training", test_subset="testing")
+
+
+class Network:
+    """Stands in for the forward pass: remembers its batches; its answer depends on every pixel of a window."""
+
+    def __init__(self):
+        self.batches = []
+
+    def __call__(self, variables, batch):
+        self.batches.append(batch)
+        real = np.arange(16) < batch["num_frames"][:, None]
+        share = np.stack([(batch[name].mean((2, 3, 4)) * real).sum(1) / 255 / 16 for name in ("rgb", "flow")], -1)
+        return {"class_prob": share[:, None], "segments_norm": np.stack([share[:, 0] / 2, share[:, 0] / 2 + 0.3], -1)[:, None]}
+
+
+def make_detector(network, streams=("rgb", "flow"), batch_size=3, source=SOURCE):
+    config = Config(model=ModelConfig(streams=streams), data=DATA,
+                    inference=InferenceConfig(batch_size=batch_size, nms="none", min_score=0.0))  # fmt: skip
+    return Detector(network, {}, config, ("jump", "run"), source)
+
+
+def write(path, count):
+    """`count` frames of noise at 10 fps."""
+    frames = np.random.default_rng(count).integers(0, 256, (count, 24, 24, 3), np.uint8)
+    write_video(path, frames, 10, crf=10)
+    return path
+
+
+@pytest.mark.parametrize("count, starts", [(9, [0]), (16, [0]), (17, [0, 1]), (40, [0, 12, 24]), (45, [0, 12, 24, 29])])
+def test_windows(tmp_path, count, starts):
+    """A window that is shifted, a tail left out, padding that is not zero or counts as real, batches of another size
+    (each compiles the network again), a repeated window that counts twice."""
+    path, network = write(tmp_path / "a.mp4", count), Network()
+    detections, duration_sec = detect_video(make_detector(network), path)
+    assert duration_sec == pytest.approx(count / 10)
+    frames = {"rgb": decode_video(path, 10.0, 24).frames}
+    frames["flow"] = compute_flow(frames["rgb"], "dis", 5.0)
+    assert len(network.batches) == -(-len(starts) // 3)
+    seen = []
+    for batch in network.batches:
+        assert batch["rgb"].shape == (3, 16, 24, 24, 3) and batch["flow"].shape == (3, 16, 24, 24, 2)
+        for row in range(3):
+            start = int(batch["start_frame"][row])
+            if batch["is_real"][row]:
+                seen.append(start)
+            assert batch["num_frames"][row] == min(count - start, 16)
+            for name in ("rgb", "flow"):
+                for t in range(16):
+                    expected = frames[name][start + t] if start + t < count else 0
+                    assert (batch[name][row, t] == expected).all(), (name, start, t)
+    assert seen == starts and len(detections) == 2 * len(starts)
+
+
+@pytest.mark.parametrize("flow", [None, SOURCE["flow"] | {"size": 32}], ids=["without flow", "with flow"])
+def test_streams_that_the_model_does_not_take(tmp_path, monkeypatch, flow):
+    """Flow computed for nothing (the slowest part by far), or a dataset without flow that cannot be used."""
+    network = Network()
+
+    def fail(*args, **kwargs):
+        raise AssertionError("computed flow")
+
+    monkeypatch.setattr("sptad_jax.data.streams.compute_flow", fail)
+
+    def forward(variables, batch):
+        network.batches.append(batch)
+        return {"class_prob": np.full((3, 1, 2), 0.5), "segments_norm": np.tile([0.25, 0.5], (3, 1, 1))}
+
+    detector = make_detector(forward, streams=("rgb",), source=SOURCE | {"flow": flow})
+    detections, _ = detect_video(detector, write(tmp_path / "a.mp4", 16))
+    assert "flow" not in network.batches[0]
+    assert detections == [{"label": name, "score": 0.5, "segment": [0.4, 0.8]} for name in ("jump", "run")]
+
+
+def test_same_detections_as_in_evaluation(tmp_path):
+    """Decoding, flow, windows, padding or post-processing that differ between evaluation and a single file."""
+    dataset = open_dataset(make_tiny_dataset(tmp_path))
+    detector = make_detector(Network(), source=dataset.source, batch_size=2)
+    evaluate_state({}, dataset, detector.config, tmp_path, Network())
+    found, _ = detect_video(detector, tmp_path / "videos" / "unseen.mp4")
+    expected = json.loads((tmp_path / "detections.json").read_text())["results"]["unseen"]
+    assert len(expected) == 12 and found == expected
+
+
+def test_broken_video_is_one_sentence(tmp_path):
+    """A traceback of FFmpeg."""
+    (tmp_path / "a.mp4").write_bytes(b"not a video")
+    for name in ("a.mp4", "absent.mp4"):
+        with pytest.raises(UserError, match=name):
+            detect_video(make_detector(Network()), tmp_path / name)
+
+
+def test_loaded_detector_is_the_trained_one(tmp_path):
+    """Options, classes or frame settings that are lost between training and detection; raw for averaged parameters."""
+    state = new_state(CONFIG)
+    state = state.replace(ema_params=jax.tree.map(lambda x: x + 1, state.params))
+    data = dataclasses.replace(CONFIG.data, stride_test=7)
+    config = dataclasses.replace(CONFIG, data=data)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 1)
+    checkpoints.save(state, {}, {"config": config_lib.to_dict(config), "classes": ["run", "jump"], "source": SOURCE})
+    checkpoints.close()
+    detector = load_detector(tmp_path)
+    assert detector.config == config and detector.classes == ("run", "jump") and detector.source == SOURCE
+    expected = {"params": state.ema_params, "batch_stats": state.batch_stats}
+    assert jax.tree.structure(detector.variables) == jax.tree.structure(expected)
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(detector.variables)))
