@@ -182,7 +182,7 @@ def convert_row(row: Row, cell: str, root: pathlib.Path, seen: set[str]) -> floa
     path = root / row.video
     if row.video in seen:
         row.drop("names the same video as a row before it")
-    elif ".." in path.parts or pathlib.PurePosixPath(row.video).is_absolute():
+    elif ".." in pathlib.PurePosixPath(row.video).parts or pathlib.PurePosixPath(row.video).is_absolute():
         row.drop("the video's name leads out of the folder")
     elif not path.is_file():
         row.drop("the video is not there")

@@ -170,7 +170,7 @@ class SyntheticConfig:
     test_videos: int = 24
     video_size: int = 64  # pixels of either side of the rendered files, on which flow is computed
     frame_size: int = 32  # pixels of either side of the stored frames
-    flow_bound: float = 3.0  # pixels of flow that map to the ends of a byte
+    flow_bound: float = 2.5  # pixels of flow that map to the ends of a byte
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back bit for bit in a new process, and what does not fit is refused in a sentence."""
+"""Checkpoints: what is saved comes back bit for bit in a new process, what does not fit is refused in a sentence."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def make_state(step=0, seed=0, kernel=(3, 2), head="head", ema=True, tx=TX):
         step=jnp.asarray(step, jnp.int32), params=params, opt_state=tx.init(params),
         batch_stats={"backbone_rgb": {"conv": {"mean": jnp.asarray(rng.normal(size=2), jnp.float32)}}},
         ema_params=jax.tree.map(jnp.asarray, draw()) if ema else {})  # fmt: skip
-    opt_state = jax.tree.map(lambda x: x + 3 if x.dtype == jnp.int32 else x + 0.125, state.opt_state)
+    opt_state = jax.tree.map(lambda x: x + jnp.asarray(3 + step + seed, x.dtype), state.opt_state)
     return sharding.replicate(state.replace(opt_state=opt_state), sharding.make_mesh(1))
 
 

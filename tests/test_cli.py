@@ -35,7 +35,8 @@ def files(tmp_path):
 
 
 def evaluate(folder, *more):
-    return main(["evaluate", "--ground-truth", str(folder / "gt.json"), "--detections", str(folder / "det.json"), *more])
+    files = ["--ground-truth", str(folder / "gt.json"), "--detections", str(folder / "det.json")]
+    return main(["evaluate", *files, *more])
 
 
 def refused(capsys, code):

@@ -33,7 +33,8 @@ class Network:
         self.batches.append(batch)
         real = np.arange(16) < batch["num_frames"][:, None]
         share = np.stack([(batch[name].mean((2, 3, 4)) * real).sum(1) / 255 / 16 for name in ("rgb", "flow")], -1)
-        return {"class_prob": share[:, None], "segments_norm": np.stack([share[:, 0] / 2, share[:, 0] / 2 + 0.3], -1)[:, None]}
+        start = share[:, :1] / 2
+        return {"class_prob": share[:, None], "segments_norm": np.stack([start, start + 0.3], -1)}
 
 
 def make_detector(network, streams=("rgb", "flow"), batch_size=3, source=SOURCE):
@@ -76,8 +77,13 @@ def test_windows(tmp_path, count, starts):
 
 @pytest.mark.parametrize("flow", [None, SOURCE["flow"] | {"size": 32}], ids=["without flow", "with flow"])
 def test_streams_that_the_model_does_not_take(tmp_path, monkeypatch, flow):
-    """Flow computed for nothing (the slowest part by far), or a dataset without flow that cannot be used."""
-    network = Network()
+    """Flow computed for nothing (the slowest part by far), or a dataset without flow that cannot be used; pictures
+    that are scaled otherwise because there is no flow."""
+    network, source = Network(), SOURCE | {"flow": flow}
+    path = write(tmp_path / "a.mp4", 16)
+    if flow:
+        both = Network()
+        detect_video(make_detector(both, source=source), path)
 
     def fail(*args, **kwargs):
         raise AssertionError("computed flow")
@@ -88,9 +94,11 @@ def test_streams_that_the_model_does_not_take(tmp_path, monkeypatch, flow):
         network.batches.append(batch)
         return {"class_prob": np.full((3, 1, 2), 0.5), "segments_norm": np.tile([0.25, 0.5], (3, 1, 1))}
 
-    detector = make_detector(forward, streams=("rgb",), source=SOURCE | {"flow": flow})
-    detections, _ = detect_video(detector, write(tmp_path / "a.mp4", 16))
+    detector = make_detector(forward, streams=("rgb",), source=source)
+    detections, _ = detect_video(detector, path)
     assert "flow" not in network.batches[0]
+    if flow:
+        np.testing.assert_array_equal(network.batches[0]["rgb"], both.batches[0]["rgb"])
     assert detections == [{"label": name, "score": 0.5, "segment": [0.4, 0.8]} for name in ("jump", "run")]
 
 

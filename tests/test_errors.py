@@ -11,7 +11,8 @@ from sptad_jax.errors import UserError, report_errors
 def command(argv=None):
     """Raises what the first argument names, or returns it as a number."""
     what = (sys.argv if argv is None else argv)[-1]
-    known = {"user": UserError("a.json: no such file; give another."), "bug": ValueError("x"), "ctrl-c": KeyboardInterrupt()}
+    user = UserError("a.json: no such file; give another.")
+    known = {"user": user, "bug": ValueError("x"), "ctrl-c": KeyboardInterrupt()}
     if what in known:
         raise known[what]
     return None if what == "none" else int(what)

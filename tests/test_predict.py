@@ -150,7 +150,8 @@ def test_forward_pass():
 
     logits, segments = np.asarray(predictions["class_logits"]), np.asarray(predictions["segments_se"])
     assert logits.shape == (2, 2, 3, 2)  # one stage, two streams
-    expected = {"class_prob": np.concatenate(sigmoid(logits), axis=1), "segments_norm": np.concatenate(segments, axis=1),
+    expected = {"class_prob": np.concatenate(sigmoid(logits), axis=1),
+                "segments_norm": np.concatenate(segments, axis=1),
                 "clip_prob": sigmoid(predictions["clip_logits"])}  # fmt: skip
     assert found.keys() == expected.keys()
     for name, value in expected.items():

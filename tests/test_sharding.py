@@ -23,7 +23,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 def test_batch_must_split(monkeypatch, batch_size, count, remedy):
     """A shape error from deep inside JAX; a remedy that does not work either."""
     monkeypatch.setattr(jax, "device_count", lambda: count)
-    with pytest.raises(UserError, match=rf"train\.batch_size \({batch_size}\).*devices \({count}\).*={remedy}\.") as raised:
+    words = rf"train\.batch_size \({batch_size}\).*devices \({count}\).*={remedy}\."
+    with pytest.raises(UserError, match=words) as raised:
         sharding.make_mesh(batch_size)
     assert "\n" not in str(raised.value) and remedy % count == 0
 
@@ -70,7 +71,8 @@ def test_two_devices_equal_one(tmp_path):
     checkpoints.close()
     expected, metrics = step(CONFIG, first, batch)
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", textwrap.dedent(TWO_DEVICES), str(tmp_path / "checkpoints"), str(tmp_path / "x.npz")]
+    files = [str(tmp_path / "checkpoints"), str(tmp_path / "x.npz")]
+    command = [sys.executable, "-c", textwrap.dedent(TWO_DEVICES), *files]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     for name, value in json.loads(done.stdout.splitlines()[-1]).items():

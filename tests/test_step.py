@@ -1,5 +1,7 @@
 """One optimisation step: what it changes, what it must leave alone, and options that must not change the result."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -59,7 +61,7 @@ def test_frozen_batch_norm_stays(repeated):
 def test_average_of_parameters(repeated):
     """An average of the old parameters, with decay and share swapped, or one that is never updated."""
     states = repeated[0]
-    for (_, _, old), (params, _, average) in zip(states, states[1:]):
+    for (_, _, old), (params, _, average) in itertools.pairwise(states):
         assert average.keys() == params.keys()
         for path in params:
             expected = 0.75 * old[path].astype(np.float64) + 0.25 * params[path].astype(np.float64)

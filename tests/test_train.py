@@ -121,7 +121,7 @@ def test_everything_is_written(finished, dataset):
     assert lines[steps - 1]["epoch"] == pytest.approx(6.0) and np.isfinite(lines[0]["loss"])
     assert json.loads((workdir / "config.json").read_text())["model"]["hidden_dim"] == 16
     results = json.loads((workdir / "results.json").read_text())
-    assert results["average_map"] == lines[-1]["eval_average_map"] and list(results["map"])[0] == "0.3"
+    assert results["average_map"] == lines[-1]["eval_average_map"] and next(iter(results["map"])) == "0.3"
     assert results["num_videos"] == 1 and results["num_ground_truth"] == 1
     found = json.loads((workdir / "detections.json").read_text())["results"]
     # 8 windows of 4 proposals and 2 classes; "jump" does not occur in the ground truth

@@ -72,10 +72,9 @@ def same_padding(size: int, window: int, stride: int) -> tuple[int, int]:
 
 def _taps(x: Array, axis: int, window: int, stride: int, fill: float) -> list[Array]:
     """The `window` shifted, strided views of `x` along `axis` after SAME padding with `fill`."""
-    size = x.shape[axis]
-    length = -(-size // stride)
+    length = -(-x.shape[axis] // stride)
     padding = [(0, 0)] * x.ndim
-    padding[axis] = same_padding(size, window, stride)
+    padding[axis] = same_padding(x.shape[axis], window, stride)
     if any(padding[axis]):
         x = jnp.pad(x, padding, constant_values=fill)
     return [lax.slice_in_dim(x, tap, tap + (length - 1) * stride + 1, stride, axis) for tap in range(window)]
@@ -136,8 +135,8 @@ class ConvKernel(nn.Module):
 class BatchNorm(nn.Module):
     """Turns batch normalisation over [..., C] into a multiplier and a shift per channel, both [C] float32.
 
-    With `moments` (mean and variance of the batch) these are used and folded into the running averages; under `jit` on
-    a sharded batch they are those of the global batch. Without, the running averages are used.
+    `moments` (mean and variance of the batch; of the global one under `jit` on a sharded batch) are used and folded
+    into the running averages; without them the running averages are used.
     """
 
     channels: int
@@ -182,9 +181,8 @@ class Unit3D(nn.Module):
         x = x.astype(self.dtype)
         if self.bn_mode == "train" and self.train:
             y = conv3d(x, kernel.astype(self.dtype), self.strides, self.conv_mode).astype(jnp.float32)
-            mean = jnp.mean(y, axis=(0, 1, 2, 3))
-            var = jnp.maximum(jnp.mean(jnp.square(y), axis=(0, 1, 2, 3)) - jnp.square(mean), 0.0)
-            multiplier, shift = norm((mean, var))
+            mean, mean_square = (jnp.mean(v, axis=(0, 1, 2, 3)) for v in (y, jnp.square(y)))
+            multiplier, shift = norm((mean, jnp.maximum(mean_square - jnp.square(mean), 0.0)))
             y = y * multiplier + shift
         else:
             # The multiplier goes into the kernel: one pass less over the activations, forward and backward.
@@ -283,7 +281,7 @@ class I3D(nn.Module):
         wrap = nn.remat if self.remat else (lambda module: module)
         unit = functools.partial(Unit3D, bn_mode=self.bn_mode, bn_momentum=self.bn_momentum, conv_mode=mode,
                                  dtype=self.dtype, train=train)  # fmt: skip
-        outputs = {}
+        outputs: dict[str, Array] = {}
         last = "Mixed_5c" if self.num_logits else max(self.end_points, key=END_POINTS.index)
         for name in END_POINTS[: END_POINTS.index(last) + 1]:
             if name in _POOLS:
@@ -295,8 +293,7 @@ class I3D(nn.Module):
             else:
                 widths = tuple(scaled_channels(c, self.width_multiplier) for c in _MIXED[name])
                 x = wrap(Mixed)(widths, unit, mode, name=name)(x)
-            if name in self.end_points:
-                outputs[name] = x
+            outputs |= {name: x} if name in self.end_points else {}
         if self.num_logits:
             outputs["Logits"] = Logits(self.num_logits, name="Logits")(x)
         return outputs
