@@ -8,10 +8,13 @@ Run again on the same --workdir, it resumes from the newest checkpoint and repea
 """
 
 import argparse
+import contextlib
+import os
 import pathlib
 import platform
 import shlex
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -44,9 +47,12 @@ def main(argv: list[str] | None = None) -> int:
     workdir = pathlib.Path(args.workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / "config.json", config_lib.to_dict(config))
+        tempfile.TemporaryFile(dir=workdir).close()
     except OSError as error:
-        raise UserError(f"--workdir {workdir}: cannot write there ({error.strerror}); choose another folder.") from error
+        raise UserError(f"--workdir {workdir}: cannot write there ({error.strerror}); choose another.") from error
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a run that starts again need not compile again
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
 
     # --- Mesh ---
     mesh = sharding.make_mesh(config.train.batch_size)
@@ -54,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # --- Data ---
     dataset = open_dataset(config.data.dataset_dir, config.data)
-    classes = dataset.classes
+    classes = list(dataset.classes)
     batches = make_training_batches(
         dataset, config.data, config.train, config.model.streams,
         process_index=jax.process_index(), process_count=jax.process_count(),
@@ -75,39 +81,44 @@ def main(argv: list[str] | None = None) -> int:
     del variables
 
     # --- Restore ---
-    meta = {"config": config_lib.to_dict(config), "classes": list(classes), "source": dataset.source}
+    meta = {"config": config_lib.to_dict(config), "classes": classes, "source": dataset.source}
     checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints)
     if checkpoints.latest_step() is not None:
         state, data_state, old_meta = checkpoints.restore(state)
-        _refuse_other_classes(workdir, old_meta["classes"], meta["classes"])
+        _refuse_other_classes(workdir, old_meta["classes"], classes)
         batches.set_state(data_state)
         print(f"resumed at step {int(state.step)} from {workdir / 'checkpoints'}")
     elif args.evaluate_only:
         raise UserError(f"--workdir {workdir}: no checkpoint to evaluate; train first, without --evaluate-only.")
 
+    write_json(workdir / "config.json", config_lib.to_dict(config))  # not before it is known to fit the checkpoints
+
     # --- Loop ---
-    writer = MetricWriter(workdir, int(state.step) + 1)
     forward = make_forward(config, len(classes))
 
     def evaluate(state: TrainState) -> dict[str, Any]:
         variables = {"params": state.ema_params or state.params, "batch_stats": state.batch_stats}
         return evaluate_state(variables, dataset, config, workdir, forward)
 
-    if not args.evaluate_only:
-        first = int(state.step)
-        state = loop.train(
-            state, make_train_step(config, len(classes), tx, mesh), batches,
-            config=config, mesh=mesh, steps_per_epoch=batches.steps_per_epoch, schedule=schedule,
-            checkpoints=checkpoints, writer=writer, meta=meta, video_names=[v.name for v in dataset.videos],
-            evaluate=evaluate,
-        )  # fmt: skip
-        print(f"{int(state.step) - first} steps in {(time.time() - start) / 60:.1f} min")
-    checkpoints.close()
+    # Closed whatever happens, so that a checkpoint that is still being written in the background gets finished.
+    with (
+        contextlib.closing(checkpoints),
+        contextlib.closing(batches),
+        contextlib.closing(MetricWriter(workdir, int(state.step) + 1)) as writer,
+    ):
+        if not args.evaluate_only:
+            first = int(state.step)
+            state = loop.train(
+                state, make_train_step(config, len(classes), tx, mesh), batches,
+                config=config, mesh=mesh, steps_per_epoch=batches.steps_per_epoch, schedule=schedule,
+                checkpoints=checkpoints, writer=writer, meta=meta, video_names=[v.name for v in dataset.videos],
+                evaluate=evaluate,
+            )  # fmt: skip
+            print(f"{int(state.step) - first} steps in {(time.time() - start) / 60:.1f} min")
 
-    # --- Final evaluation ---
-    results = evaluate(state)
-    writer.write(int(state.step), loop.summarise(results))
-    writer.close()
+        # --- Final evaluation ---
+        results = evaluate(state)
+        writer.write(int(state.step), loop.summarise(results))
     write_json(workdir / "run.json", _describe_run(state, time.time() - start))
     report = write_report(workdir, dataset_frames(dataset))
     print(format_row(results))
@@ -154,7 +165,7 @@ def _describe_run(state, seconds: float) -> dict[str, object]:
         "steps": int(state.step),
         "seconds_last_start": round(seconds, 1),
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
-        "hardware": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.processor() or platform.machine()}",
+        "hardware": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
         "versions": f"Python {platform.python_version()}, jax {jax.__version__}",
     }
 

@@ -53,15 +53,20 @@ def _evaluate(args: argparse.Namespace) -> int:
     from sptad_jax.evaluation import average_precision
     from sptad_jax.training.metrics import write_json
 
+    ground_truth = average_precision.load_ground_truth(args.ground_truth)
+    average_precision.read_ground_truth(ground_truth, args.subset, args.ground_truth)  # its errors name the file
     results = average_precision.evaluate(
-        average_precision.load_ground_truth(args.ground_truth),
+        ground_truth,
         average_precision.load_detections(args.detections),
         _thresholds(args.tiou) if args.tiou else PRESETS[args.preset],
         subset=args.subset,
     )
     print(average_precision.format_row(results))
     if args.output:
-        write_json(pathlib.Path(args.output), results)
+        try:
+            write_json(pathlib.Path(args.output), results)
+        except OSError as error:
+            raise UserError(f"--output {args.output}: cannot be written ({error.strerror}); choose another.") from None
     return 0
 
 
@@ -85,6 +90,8 @@ def _detect(args: argparse.Namespace) -> int:
     detections, durations, paths, failed = {}, {}, {}, 0
     for path in args.videos:
         name = pathlib.Path(path).stem
+        if name in paths:  # another file of the same name in another folder
+            name = path
         try:
             detections[name], durations[name] = detect_video(detector, path)
         except UserError as error:  # the other videos are still worth detecting in

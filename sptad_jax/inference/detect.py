@@ -44,7 +44,7 @@ def detect_video(detector: Detector, path: str | pathlib.Path) -> tuple[list[dic
     Raises UserError for a file that cannot be decoded.
     """
     config, source = detector.config, detector.source
-    frames, fps, duration_sec = read_streams(path, source, threads=0)
+    frames, fps, duration_sec = read_streams(path, source, threads=0, with_flow="flow" in config.model.streams)
     starts = make_window_starts(len(frames["rgb"]), config.data.num_frames, config.data.stride_test)
     batches = _window_batches({name: frames[name] for name in config.model.streams}, starts, config)
     windows = predict_windows(detector.forward, detector.variables, batches, len(starts))[0]

@@ -21,7 +21,7 @@ Forward = Callable[[Any, dict[str, np.ndarray]], dict[str, jax.Array]]
 
 
 def make_forward(config: Config, num_classes: int) -> Forward:
-    """Jitted (variables, batch) -> {"class_prob" [B,N,A], "segments_norm" [B,N,2], "clip_prob" [B,A] if any}, float32."""
+    """Jitted (variables, batch) -> {"class_prob" [B,N,A], "segments_norm" [B,N,2], "clip_prob" [B,A]}, float32."""
     model = SPTAD(config.model, num_classes)
 
     @jax.jit

@@ -5,7 +5,10 @@ A checkpoint of step k holds four items: `model` (params, batch_stats, ema_param
 the rest of a run bit for bit. `model` and `meta` alone are enough to detect.
 """
 
+import contextlib
+import logging
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -28,9 +31,7 @@ class Checkpoints:
     def __init__(self, directory: pathlib.Path, keep: int):
         self.directory = directory.resolve()
         options = ocp.CheckpointManagerOptions(preservation_policy=LatestN(keep), cleanup_tmp_directories=True)
-        handlers = {name: ocp.StandardCheckpointHandler() for name in ("model", "optimizer")}
-        handlers |= {name: ocp.JsonCheckpointHandler() for name in ("data", "meta")}
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=_handlers())
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
@@ -58,15 +59,20 @@ class Checkpoints:
         step = self.latest_step()
         assert step is not None, "restore() needs a checkpoint; ask latest_step() first"
         self._refuse_other_architecture(step, state)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardRestore(_abstract(_model_part(state))),
-                optimizer=ocp.args.StandardRestore(_abstract(state.opt_state)),
-                data=ocp.args.JsonRestore(),
-                meta=ocp.args.JsonRestore(),
-            ),
+        args = ocp.args.Composite(
+            model=ocp.args.StandardRestore(_abstract(_model_part(state))),
+            optimizer=ocp.args.StandardRestore(_abstract(state.opt_state)),
+            data=ocp.args.JsonRestore(),
+            meta=ocp.args.JsonRestore(),
         )
+        try:
+            restored = self._manager.restore(step, args=args)
+        except (ValueError, KeyError, OSError) as error:
+            raise UserError(
+                f"{self.directory}: the checkpoint of step {step} does not fit the optimiser of the config (clip_norm, "
+                "decay_mask and backbone_lr_multiplier of train), or is damaged; use the run's own config, or another "
+                "--workdir."
+            ) from error
         state = state.replace(
             step=jax.device_put(np.asarray(step, np.int32), state.step.sharding),
             params=restored.model["params"],
@@ -109,23 +115,50 @@ def load_for_inference(workdir: pathlib.Path) -> tuple[dict[str, Any], dict[str,
     missing = f"--checkpoint {workdir}: no checkpoint there; give the --workdir of a training run."
     if not directory.is_dir():
         raise UserError(missing)
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    handlers = {"model": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
-    with ocp.CheckpointManager(directory.resolve(), options=options, item_handlers=handlers) as manager:
+    with _quiet(), _open_to_read(directory) as manager:
         step = manager.latest_step()
         if step is None:
             raise UserError(missing)
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            manager.item_metadata(step)["model"].tree,
-        )
-        restored = manager.restore(
-            step, args=ocp.args.Composite(model=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore())
-        )
+        try:
+            target = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+                manager.item_metadata(step)["model"].tree,
+            )
+            restored = manager.restore(
+                step, args=ocp.args.Composite(model=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore())
+            )
+        except (AttributeError, ValueError, KeyError, OSError) as error:  # AttributeError: an item without metadata
+            raise UserError(
+                f"--checkpoint {workdir}: the checkpoint of step {step} is damaged; delete {directory / str(step)} to "
+                "use the one before."
+            ) from error
     model = restored.model
     params = model.get("ema_params") or model["params"]
     return {"params": params, "batch_stats": model.get("batch_stats") or {}}, dict(restored.meta, step=step)
+
+
+def _open_to_read(directory: pathlib.Path) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    return ocp.CheckpointManager(directory.resolve(), options=options, item_handlers=_handlers())
+
+
+def _handlers() -> dict[str, Any]:
+    """One per item: a new process can read the metadata of an item only if it knows its handler."""
+    handlers: dict[str, Any] = {name: ocp.StandardCheckpointHandler() for name in ("model", "optimizer")}
+    return handlers | {name: ocp.JsonCheckpointHandler() for name in ("data", "meta")}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Orbax's remarks on a read-only folder from the terminal."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _model_part(state: TrainState) -> dict[str, Any]:

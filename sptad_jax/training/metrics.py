@@ -20,9 +20,8 @@ class MetricWriter:
 
     def __init__(self, workdir: pathlib.Path, first_step: int):
         self._path = workdir / "metrics.jsonl"
-        if self._path.exists():
-            _keep_lines_before(self._path, first_step)
-        self._file = open(self._path, "a", buffering=1)
+        self._kept = _keep_lines_before(self._path, first_step) if self._path.exists() else []
+        self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 (closed by close)
         try:
             import tensorboardX
 
@@ -32,8 +31,11 @@ class MetricWriter:
             print("TensorBoard events are off: install the extra [data] for tensorboardX.", file=sys.stderr)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Appends one line {"step": step, **values}."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        """Appends one line {"step": step, **values}, unless an earlier process wrote just that."""
+        line = json.dumps({"step": step, **values})
+        if line in self._kept:  # a finished run that is evaluated again
+            return
+        self._file.write(line + "\n")
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
@@ -44,7 +46,7 @@ class MetricWriter:
             self._board.close()
 
 
-def _keep_lines_before(path: pathlib.Path, first_step: int) -> None:
+def _keep_lines_before(path: pathlib.Path, first_step: int) -> list[str]:
     kept = []
     for line in path.read_text().splitlines():
         try:
@@ -53,6 +55,7 @@ def _keep_lines_before(path: pathlib.Path, first_step: int) -> None:
         except (json.JSONDecodeError, KeyError, TypeError):
             continue  # a line cut short by a killed process
     write_text(path, "".join(line + "\n" for line in kept))
+    return kept
 
 
 class Progress:

@@ -19,8 +19,7 @@ Array = jax.Array
 Batch = dict[str, Array]
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """Everything that a step changes.
 
     step: int32 [], steps done. params, batch_stats: trees of the model. opt_state: of optax.
@@ -49,7 +48,7 @@ def init_variables(config: Config, num_classes: int) -> dict[str, Any]:
     options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     on_cpu = jax.default_backend() == "cpu"
     key = random_key(config.train.seed, "init", 0)
-    variables = init.lower(key).compile(compiler_options=options if on_cpu else None)(key)
+    variables = init.lower(key).compile(compiler_options=options if on_cpu else None)(key)  # type: ignore[arg-type]
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
@@ -113,7 +112,7 @@ def make_train_step(
         ema_params = state.ema_params
         if config.train.ema_decay:
             ema_params = optimizer.update_ema(ema_params, params, config.train.ema_decay)
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         state = state.replace(
             step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema_params=ema_params
         )
