@@ -31,7 +31,7 @@ from data_prep.synthetic_scene import Plan, Settings, build_scene, render_frame
 from sptad_jax.data.video import write_video
 from sptad_jax.errors import UserError, report_errors
 
-RENDERER = 1  # part of settings.json: raise it when the same settings begin to give other pictures
+RENDERER = 2  # part of settings.json: raise it when the same settings begin to give other pictures
 
 
 def plan_video(settings: Settings, subset: str, index: int) -> Plan:

@@ -31,11 +31,11 @@ DURATIONS_SEC = (0.6, 0.7, 1.5, 2.9, 5.5, 8.0, 9.7, 13.0)
 RAMP_SEC = 0.3  # an action gains and loses its speed over this time
 SPIN_HZ = 0.55  # turns a second
 ORBIT_HZ = 0.7
-CYCLE_HZ = 0.6  # cycles a second of swelling and of rising
-FAST_SHARE = 0.12  # of a cycle, taken by its fast half: a snap, so that the slow half tells the class
+CYCLE_HZ = 1.2  # cycles a second of swelling and of rising
+FAST_SHARE = 0.15  # of a cycle, taken by its fast half: a snap, so that the slow half tells the class
 ORBIT_RADIUS = 0.14
-RISE_AMPLITUDE = 0.15  # up and down from the middle
-SCALE_RANGE = (0.5, 1.0)
+RISE_AMPLITUDE = 0.18  # up and down from the middle
+SCALE_RANGE = (0.4, 1.0)
 MIN_GAP_SEC = 0.5  # between two actions of one actor
 
 

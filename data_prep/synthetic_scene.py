@@ -163,7 +163,7 @@ def build_scene(plan: Plan, settings: Settings) -> Scene:
     return Scene(
         background=background,
         pan=pan,
-        shake=rng.uniform(0, 0.012) * rng.standard_normal((plan.num_frames, 2)).clip(-2, 2) / 2,
+        shake=rng.uniform(0, 0.008) * rng.standard_normal((plan.num_frames, 2)).clip(-2, 2) / 2,
         gain=1 + wander(times_sec, rng, amplitude=0.05, hertz=1.0)[:, 0],
         distractors=build_distractors(plan, times_sec, canvas),
         actors=build_actors(plan, times_sec, canvas),

@@ -11,7 +11,7 @@ import pytest
 from data_prep import builder
 from data_prep.custom import find_videos, main, prepare
 from data_prep.decode import FrameSettings
-from sptad_jax.data import video as video_module
+from sptad_jax.data import streams
 from sptad_jax.data.annotations import Video
 from sptad_jax.data.datasets import open_dataset
 from sptad_jax.data.video import decode_video, write_video
@@ -113,7 +113,7 @@ def test_goes_on_where_it_stopped(broken, videos, annotations, tmp_path, monkeyp
         decoded.append(path.name)
         return decode_video(path, *args, **options)
 
-    monkeypatch.setattr(video_module, "decode_video", watch)
+    monkeypatch.setattr(streams, "decode_video", watch)
     prepare(broken, annotations, output, SETTINGS)
     assert decoded == ["short.mp4"]
     assert len(open_dataset(output).videos) == 4
