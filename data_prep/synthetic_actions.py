@@ -31,10 +31,10 @@ DURATIONS_SEC = (0.6, 0.7, 1.5, 2.9, 5.5, 8.0, 9.7, 13.0)
 RAMP_SEC = 0.3  # an action gains and loses its speed over this time
 SPIN_HZ = 0.55  # turns a second
 ORBIT_HZ = 0.7
-CYCLE_HZ = 1.2  # cycles a second of swelling and of rising
+CYCLE_HZ = 0.9  # cycles a second of swelling and of rising
 FAST_SHARE = 0.15  # of a cycle, taken by its fast half: a snap, so that the slow half tells the class
 ORBIT_RADIUS = 0.14
-RISE_AMPLITUDE = 0.18  # up and down from the middle
+RISE_AMPLITUDE = 0.16  # up and down from the middle
 SCALE_RANGE = (0.4, 1.0)
 MIN_GAP_SEC = 0.5  # between two actions of one actor
 
@@ -68,9 +68,9 @@ def plan_lanes(rng: np.random.Generator, min_sec: float, max_sec: float) -> tupl
         duration_sec: length of the video.
     """
     wanted_sec = rng.uniform(min_sec, max_sec)
-    num_actors = int(rng.integers(1, 3))
-    # so often that a few minutes of training see thousands of instances: 5 to 11 in a video
-    per_lane = [max(1, round(wanted_sec / (5.0 if num_actors == 1 else 7.0) + rng.uniform(-1, 1)))
+    num_actors = 1 if rng.random() < 0.65 else 2
+    # about one instance in 6 s of a lane: 5 to 8 in a video
+    per_lane = [max(1, round(wanted_sec / (6.0 if num_actors == 1 else 10.0) + rng.uniform(-1, 1)))
                 for _ in range(num_actors)]
     durations = [draw_durations(rng, count) for count in per_lane]
     needed_sec = max(float(d.sum()) + MIN_GAP_SEC * (len(d) + 1) for d in durations)

@@ -80,7 +80,7 @@ class LossConfig:
     l1_coordinates: Literal["start_end", "centre_width"] = "start_end"  # eq. 3 uses start_end
     iou: Literal["giou", "tiou"] = "giou"  # in loss and cost
     action_reduction: Literal["mean", "sum"] = "mean"  # over classes; always the mean over the batch
-    matcher: Literal["auto", "optax", "scipy"] = "auto"  # auto: scipy on CPU, optax on accelerators
+    matcher: Literal["optax", "scipy"] = "optax"  # on the device, or on the host through a callback; one optimum
     stage_weights: tuple[float, ...] = ()  # one per stage; empty: all 1
 
 

@@ -152,10 +152,10 @@ def test_no_gradient_flows():
 
 
 def test_backend_comes_from_the_config(monkeypatch):
-    """An option that nothing reads: "auto" must use SciPy on a CPU, "optax" must not."""
+    """An option that nothing reads: "scipy" must call back to the host, "optax" must not."""
     calls, on_host = [], matching._assign_on_host
     monkeypatch.setattr(matching, "_assign_on_host", lambda cost: calls.append(cost.shape) or on_host(cost))
-    for matcher, expected in (("auto", 1), ("scipy", 1), ("optax", 0)):
+    for matcher, expected in (("scipy", 1), ("optax", 0)):
         calls.clear()
         jax.block_until_ready(matching.match(*problem(), LossConfig(matcher=matcher)))
         assert len(calls) == expected, matcher

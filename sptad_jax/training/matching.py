@@ -102,8 +102,8 @@ def assign(cost: Array, backend: str, mesh: Mesh | None = None) -> Array:
 
     Args:
       cost: [S, B, N, M] float32, finite, N >= M.
-      backend: "scipy" (on the host, through a callback), "optax" (on the device) or "auto": scipy where the arrays
-        live on a CPU, optax elsewhere.
+      backend: "optax" (on the device) or "scipy" (on the host, through a callback, which also keeps the compiled
+        program out of JAX's persistent cache).
       mesh: when it has more than one device, B is taken as sharded over it and each device solves its own windows:
         a callback in a global program would gather every window to one device, and a loop vectorised over all
         devices would synchronise them at each of its steps.
@@ -111,11 +111,8 @@ def assign(cost: Array, backend: str, mesh: Mesh | None = None) -> Array:
     Returns:
       int32 [S, B, M], the row (proposal) given to each column (target); distinct within a problem.
     """
-    if backend == "auto":
-        platform = mesh.devices.flat[0].platform if mesh is not None else jax.default_backend()
-        backend = "scipy" if platform == "cpu" else "optax"
     if backend not in ("scipy", "optax"):
-        raise UserError(f"config: loss.matcher is {backend!r}; choose one of auto, optax, scipy.")
+        raise UserError(f"config: loss.matcher is {backend!r}; choose one of optax, scipy.")
 
     def solve(cost: Array) -> Array:
         num_stages, batch, num_proposals, num_targets = cost.shape
@@ -147,7 +144,7 @@ def match(class_logits: Array, segments_se: Array, segments_norm: Array, labels:
       labels: int [B, M].
       valid: bool [B, M]; False marks padding.
       config: see `matching_cost`.
-      backend: "auto", "optax" or "scipy"; None takes `config.matcher`.
+      backend: "optax" or "scipy"; None takes `config.matcher`.
       mesh: see `assign`.
 
     Returns:
