@@ -1,19 +1,22 @@
-"""The demo: rendered videos, a small two-stream SP-TAD trained from scratch on 2 CPU cores.
+"""The demo: rendered videos, a small two-stream SP-TAD trained from scratch on a CPU.
 
     make demo
+
+Hardware: 2 cores, 6 GB. Time and average mAP@[.3:.7] of the held-out videos: see benchmarks/RESULTS.md (measured).
 """
 
-from sptad_jax.config import Config, DataConfig, InferenceConfig, ModelConfig, SyntheticConfig, TrainConfig
+from sptad_jax.config import Config, DataConfig, ModelConfig, SyntheticConfig, TrainConfig
 
 
 def get_config() -> Config:
     return Config(
         model=ModelConfig(
             width_multiplier=0.25,
-            bn_mode="train",
+            bn_mode="train",  # no Kinetics weights at this width
             bn_momentum=0.95,
             hidden_dim=96,
             num_proposals=16,
+            proposal_init="grid",  # from whole windows, proposals need thousands of steps to part
             soi_bins=8,
             num_heads=4,
             dynamic_dim=32,
@@ -25,21 +28,20 @@ def get_config() -> Config:
             train_subset="train",
             num_frames=128,
             crop_size=32,
-            random_crop=False,  # frames are stored at the size of the crop
             stride_train=16,
             stride_test=64,
             max_targets=16,
             flip_prob=0.0,  # mirrored, clockwise becomes anti-clockwise
         ),
         train=TrainConfig(
-            epochs=2,
-            batch_size=8,
+            epochs=4,
+            batch_size=4,
             learning_rate=1e-3,
             schedule="cosine",
             warmup_steps=30,
             decay_mask="kernels",
-            checkpoint_every=100,
+            log_every=20,
+            checkpoint_every=200,
         ),
-        inference=InferenceConfig(),
-        synthetic=SyntheticConfig(),
+        synthetic=SyntheticConfig(seed=0, train_videos=96, test_videos=24),
     )

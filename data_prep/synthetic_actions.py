@@ -29,13 +29,14 @@ DURATION_QUANTILES = (0.0, 0.05, 0.25, 0.50, 0.75, 0.90, 0.95, 1.0)
 DURATIONS_SEC = (0.6, 0.7, 1.5, 2.9, 5.5, 8.0, 9.7, 13.0)
 
 RAMP_SEC = 0.3  # an action gains and loses its speed over this time
-SPIN_HZ = 0.55  # turns a second
+SPIN_HZ = 0.65  # turns a second
 ORBIT_HZ = 0.7
-CYCLE_HZ = 0.9  # cycles a second of swelling and of rising
+SWELL_HZ = 1.4  # cycles a second of swelling, whose flow is weaker than that of rising
+RISE_HZ = 0.9  # cycles a second of rising
 FAST_SHARE = 0.15  # of a cycle, taken by its fast half: a snap, so that the slow half tells the class
 ORBIT_RADIUS = 0.14
 RISE_AMPLITUDE = 0.16  # up and down from the middle
-SCALE_RANGE = (0.4, 1.0)
+SCALE_RANGE = (0.35, 1.0)
 MIN_GAP_SEC = 0.5  # between two actions of one actor
 
 
@@ -153,12 +154,12 @@ def move_actor(lane: list[Instance], times_sec: np.ndarray, rng: np.random.Gener
             circle = centre + ORBIT_RADIUS * np.stack([np.cos(bearings), np.sin(bearings)], axis=-1)
             poses[now, :2] = circle[now]
         elif pair == SWELL:
-            values = cycle_value(phase_of_value(size, rng) + CYCLE_HZ * turns)
+            values = cycle_value(phase_of_value(size, rng) + SWELL_HZ * turns)
             poses[now, 3] = (low + (high - low) * values)[now]
             size = float(values[-1])
         else:  # RISE: value 1 is the highest point, hence the smallest y
             height = float(np.clip(-offset[1], -RISE_AMPLITUDE, RISE_AMPLITUDE))
-            values = cycle_value(phase_of_value((height / RISE_AMPLITUDE + 1) / 2, rng) + CYCLE_HZ * turns)
+            values = cycle_value(phase_of_value((height / RISE_AMPLITUDE + 1) / 2, rng) + RISE_HZ * turns)
             poses[now, 1] = (offset[1] + height - RISE_AMPLITUDE * (2 * values - 1))[now]
         offset = poses[-1, :2].copy()
     return poses

@@ -169,7 +169,7 @@ class SyntheticConfig:
     train_videos: int = 96
     test_videos: int = 24
     video_size: int = 64  # pixels of either side of the rendered files, on which flow is computed
-    frame_size: int = 32  # pixels of either side of the stored frames
+    frame_size: int = 36  # pixels of either side of the stored frames
     flow_bound: float = 2.5  # pixels of flow that map to the ends of a byte
 
 

@@ -57,7 +57,7 @@ def test_timelines() -> None:
         if len(plan.lanes) == 2:
             num_overlapping += any(a.start_sec < b.end_sec and b.start_sec < a.end_sec
                                    for a in plan.lanes[0] for b in plan.lanes[1])
-    assert 70 < num_pairs < 130 and num_overlapping > 0.5 * num_pairs
+    assert 50 < num_pairs < 90 and num_overlapping > 0.5 * num_pairs
 
 
 @pytest.mark.parametrize("length_sec", [0.6, 1.0, 4.0])
@@ -78,7 +78,7 @@ def test_actor_moves_only_in_its_instances_and_never_jumps() -> None:
         lane, times = plan.lanes[0], np.arange(0, plan.num_frames / 10, 0.01)
         path = synthetic_actions.move_actor(lane, times, np.random.default_rng(i))
         steps = np.abs(np.diff(path, axis=0))
-        assert steps.max(axis=0)[[0, 1, 3]].max() < 0.12 and steps[:, 2].max() < 0.06
+        assert steps.max(axis=0)[[0, 1, 3]].max() < 0.2 and steps[:, 2].max() < 0.08
         inside = np.zeros(len(times) - 1, bool)
         for x in lane:
             now = (times[1:] > x.start_sec) & (times[:-1] < x.end_sec)
