@@ -26,7 +26,7 @@ def get_config() -> Config:
             flip_prob=0.0,
         ),
         train=TrainConfig(
-            epochs=80,
+            epochs=50,
             batch_size=3,
             learning_rate=5e-4,
             backbone_lr_multiplier=0.0,  # 15 videos teach a backbone nothing; four times faster on a CPU

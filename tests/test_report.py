@@ -71,7 +71,7 @@ def test_every_section_is_present_and_full(full):
     reader, _, workdir = full
     assert tuple(reader.sections) == SECTIONS
     assert 'class="empty"' not in re.sub(r"<details>.*?</details>", "", reader.document, flags=re.S)
-    assert reader.document.count("<figure>") == 7 + 3 + 1 and "mAP over training" in reader.sections["training"]
+    assert reader.document.count("<figure>") == 6 + 3 + 1 and "mAP over training" in reader.sections["training"]
     assert reader.document.count("data:image/jpeg") == 30  # ten frames for each of three videos
     assert not list((workdir / "report").glob(".*")), "a temporary file stayed behind"
 

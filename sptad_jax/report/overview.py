@@ -133,7 +133,7 @@ def _frames_note(run: Run) -> str:
 
 
 def training(run: Run) -> str:
-    """Curves of loss, its parts, stages, learning rate, gradient norm and throughput; mAP where evaluated often."""
+    """Curves of loss, its parts, stages, learning rate, and gradient norm; mAP where evaluated often."""
     if not run.training:
         parts = [style.empty("No training step has been logged yet.")]
     else:
@@ -147,7 +147,6 @@ def training(run: Run) -> str:
              "Later stages refine the segments of earlier ones."),
             ("Learning rate", {"learning_rate": "learning rate"}, "As given to the optimiser."),
             ("Gradient norm", {"grad_norm": "gradient norm"}, "Global norm before clipping."),
-            ("Throughput", {"windows_per_sec": "windows per second"}, "Windows trained per second."),
         ]
         drawn = [
             style.figure(

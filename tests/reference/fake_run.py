@@ -52,8 +52,7 @@ def fill(workdir: pathlib.Path, steps: int = 1600, classes=CLASSES, videos: int 
                  (("loss_class", 1.6), ("loss_l1", 1.1), ("loss_giou", 1.9), ("loss_action", 0.4))}
         stages = {f"loss_stage_{k}": (1.6 - 0.25 * k) * decay * float(rng.lognormal(0, 0.1)) for k in range(3)}
         lines.append({"step": step, "epoch": step / 100, "loss": sum(parts.values()), **parts, **stages,
-                      "learning_rate": 1e-4 if step < 1200 else 1e-5, "grad_norm": float(rng.lognormal(1, 0.4)),
-                      "steps_per_sec": 1.9, "windows_per_sec": float(rng.normal(30, 1))})
+                      "learning_rate": 1e-4 if step < 1200 else 1e-5, "grad_norm": float(rng.lognormal(1, 0.4))})
         if step % 400 == 0:
             gain = 1 - float(np.exp(-step / 600))
             lines.append({"step": step, "eval_average_map": 0.52 * gain,
