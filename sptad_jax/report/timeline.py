@@ -118,7 +118,7 @@ def _row(label: str, truths: list[Instance], found: list[Instance], span: float,
          ) -> tuple[str, int]:
     """One class: its name, lanes of ground truth, lanes of detections. Returns SVG and height."""
     parts, y = [], top
-    shown = label if len(label) <= 22 else label[:21] + "…"
+    shown = label if len(label) <= 20 else label[:19] + "…"
     parts.append(
         f'<text x="0" y="{top + 10}" font-size="12.5" fill="var(--ink)">{text(shown)}'
         f"<title>{text(label)}</title></text>"
