@@ -1,11 +1,11 @@
 """Your own videos: a small two-stream SP-TAD trained from scratch, sized for a CPU or a small GPU.
 
     python -m data_prep.custom --videos VIDEOS --annotations segments.json --output data/mine \
-        --frame-size 56 --flow dis --bound 5
+        --frame-size 56 --flow dis --bound 4 --flow-size 112
     python train.py --config configs/custom.py --workdir runs/mine --set data.dataset_dir=data/mine
 """
 
-from sptad_jax.config import Config, DataConfig, ModelConfig, TrainConfig
+from sptad_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 
 
 def get_config() -> Config:
@@ -34,10 +34,11 @@ def get_config() -> Config:
             max_targets=16,
             flip_negates_flow_x=True,
         ),
+        loss=LossConfig(action_weight=2.0),
         train=TrainConfig(
-            epochs=6,
+            epochs=4,
             batch_size=4,
-            learning_rate=1e-3,
+            learning_rate=1.5e-3,
             schedule="cosine",
             warmup_steps=100,
             weight_decay=0.02,
