@@ -26,12 +26,13 @@ from sptad_jax.data.datasets import open_dataset
 from sptad_jax.data.pipeline import make_training_batches
 from sptad_jax.errors import UserError, report_errors
 from sptad_jax.evaluation.average_precision import format_row
+from sptad_jax.files import write_json
 from sptad_jax.inference.predict import evaluate_state, make_forward
 from sptad_jax.models.pretrained import load_i3d
 from sptad_jax.report.page import dataset_frames, write_report
 from sptad_jax.training import loop, sharding
 from sptad_jax.training.checkpoints import Checkpoints
-from sptad_jax.training.metrics import MetricWriter, write_json
+from sptad_jax.training.metrics import MetricWriter
 from sptad_jax.training.optimizer import make_optimizer
 from sptad_jax.training.step import TrainState, create_state, init_variables, make_train_step
 

@@ -6,7 +6,8 @@
 
 Hardware: 2 cores, 6 GB; 0.9 steps a second on shared cores (measured). Small data wants many epochs: on motion16 (1.7
 hours of video, 16 classes) these 4 epochs, 2556 steps, found the segments but left the classes at an average mAP of
-10.8 (measured, with inference.combine=none and a slower start, see benchmarks/RESULTS.md); raise train.epochs to what the time allows.
+10.8 (measured, with inference.combine=none and a slower start, see benchmarks/RESULTS.md); raise train.epochs to what
+the time allows.
 """
 
 from sptad_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig

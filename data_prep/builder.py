@@ -25,6 +25,7 @@ from data_prep.decode import FrameSettings, decode_to_cache, is_cached, load_cac
 from sptad_jax.data.annotations import Video, clip_to_duration, find_classes, to_database
 from sptad_jax.data.datasets import CHANNELS, FORMAT_VERSION, GROUND_TRUTH_FILE, INFO_FILE, RECORDS_DIR
 from sptad_jax.errors import UserError
+from sptad_jax.files import write_json
 
 CHUNK_FRAMES = 32  # frames of a record; a record is read whole
 SHARD_RECORDS = 512  # records of a file
@@ -95,8 +96,8 @@ def build_dataset(
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror or error}); see that the folder is yours and "
                         "the disk has room, then run the command again.") from error
-    _write_json(output / GROUND_TRUTH_FILE, {"version": "1", **to_database([d.video for d in decoded])})
-    _write_json(output / INFO_FILE, info | {"fingerprint": fingerprint})
+    write_json(output / GROUND_TRUTH_FILE, {"version": "1", **to_database([d.video for d in decoded])})
+    write_json(output / INFO_FILE, info | {"fingerprint": fingerprint})
     shutil.rmtree(cache_dir)
     return notes
 
@@ -233,8 +234,3 @@ def _check_subsets(videos: Sequence[Video]) -> None:
             raise UserError(f"video '{video.name}': the subset '{video.subset}' becomes the name of a TFDS split, so "
                             "it must be of letters, digits and underscores, and not 'all'; rename it there.")
 
-
-def _write_json(path: pathlib.Path, content: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(temporary, path)

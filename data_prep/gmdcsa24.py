@@ -19,7 +19,6 @@ import collections
 import csv
 import dataclasses
 import difflib
-import json
 import os
 import pathlib
 import re
@@ -29,6 +28,7 @@ import statistics
 from sptad_jax.data.annotations import DURATION_TOLERANCE_SEC
 from sptad_jax.data.video import decode_video
 from sptad_jax.errors import UserError, report_errors
+from sptad_jax.files import write_json
 
 SUBSET = "train"
 # Spellings in lower case without the direction in brackets, and the class each stands for
@@ -229,8 +229,8 @@ def convert(input_dir: str | os.PathLike[str], output_dir: str | os.PathLike[str
     if not database:
         raise UserError(f"--input {input_dir}: not one row has both a video and a segment; give the folder that holds "
                         "the tables and the videos.")
-    _write_json(output / "rows.json", [dataclasses.asdict(row) for row in rows])
-    _write_json(output / "annotations.json", {"version": "GMDCSA24", "taxonomy": [], "database": database})
+    write_json(output / "rows.json", [dataclasses.asdict(row) for row in rows])
+    write_json(output / "annotations.json", {"version": "GMDCSA24", "taxonomy": [], "database": database})
     return rows
 
 
@@ -242,11 +242,6 @@ def _place(source: pathlib.Path, target: pathlib.Path, copy: bool) -> None:
         temporary.symlink_to(source.resolve())
     os.replace(temporary, target)
 
-
-def _write_json(path: pathlib.Path, content: object) -> None:
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def describe(rows: list[Row]) -> str:

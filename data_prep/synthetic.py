@@ -30,6 +30,7 @@ from data_prep.synthetic_actions import plan_lanes
 from data_prep.synthetic_scene import Plan, Settings, build_scene, render_frame
 from sptad_jax.data.video import write_video
 from sptad_jax.errors import UserError, report_errors
+from sptad_jax.files import write_json
 
 RENDERER = 2  # part of settings.json: raise it when the same settings begin to give other pictures
 
@@ -106,7 +107,7 @@ def render_dataset(output: str | os.PathLike[str], train_videos: int = 96, test_
                 for future in concurrent.futures.as_completed(futures):
                     future.result()
                     progress.update()
-    _write_json(root / "annotations.json", annotate(plans, settings))
+    write_json(root / "annotations.json", annotate(plans, settings))
     return root / "annotations.json"
 
 
@@ -132,7 +133,7 @@ def _claim(root: pathlib.Path, settings: Settings) -> None:
     if not path.exists():
         if any((root / "videos").iterdir()):
             raise UserError(f"{root / 'videos'}: holds files that were not rendered here; choose another --output.")
-        _write_json(path, mine)
+        write_json(path, mine)
         return
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
@@ -142,11 +143,6 @@ def _claim(root: pathlib.Path, settings: Settings) -> None:
         raise UserError(f"{path}: the folder was rendered with other settings, {theirs}; give the same options, or "
                         "choose another --output.")
 
-
-def _write_json(path: pathlib.Path, content: dict) -> None:
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 @report_errors

@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from sptad_jax.evaluation import average_precision
-    from sptad_jax.training.metrics import write_json
+    from sptad_jax.files import write_json
 
     ground_truth = average_precision.load_ground_truth(args.ground_truth)
     average_precision.read_ground_truth(ground_truth, args.subset, args.ground_truth)  # its errors name the file
@@ -64,7 +64,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     print(average_precision.format_row(results))
     if args.output:
         try:
-            write_json(pathlib.Path(args.output), results)
+            write_json(args.output, results)
         except OSError as error:
             raise UserError(f"--output {args.output}: cannot be written ({error.strerror}); choose another.") from None
     return 0

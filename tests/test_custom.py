@@ -127,7 +127,7 @@ def test_stop_while_records_are_written(videos, annotations, tmp_path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(builder, "_write_json", stop)
+        patch.setattr(builder, "write_json", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare(videos, annotations, output, SETTINGS)
     assert (output / "records").is_dir()

@@ -6,8 +6,9 @@ import struct
 
 import pytest
 
+from sptad_jax.files import write_json, write_text
 from sptad_jax.training import metrics
-from sptad_jax.training.metrics import MetricWriter, Progress, write_json, write_text
+from sptad_jax.training.metrics import MetricWriter, Progress
 
 
 def write(folder, first_step, *lines):
@@ -90,7 +91,7 @@ def test_files_are_whole(tmp_path, monkeypatch):
         seen.append((path.read_text(), os.path.dirname(source) == os.path.dirname(target)))
         replace(source, target)
 
-    monkeypatch.setattr(metrics.os, "replace", look)
+    monkeypatch.setattr(os, "replace", look)
     write_json(path, {"map": {"0.5": 0.25}})
     assert seen == [("old", True)]  # another folder may be another disk, where renaming copies
     assert json.loads(path.read_text()) == {"map": {"0.5": 0.25}} and os.listdir(tmp_path) == ["results.json"]

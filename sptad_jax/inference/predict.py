@@ -13,9 +13,10 @@ from sptad_jax.data import augment
 from sptad_jax.data.datasets import Dataset
 from sptad_jax.data.pipeline import make_test_batches
 from sptad_jax.evaluation.average_precision import evaluate, load_ground_truth
+from sptad_jax.files import write_json
 from sptad_jax.inference.postprocess import load_external_scores, postprocess_video, write_detections
 from sptad_jax.models.sptad import SPTAD, final_predictions
-from sptad_jax.training.metrics import Progress, write_json
+from sptad_jax.training.metrics import Progress
 
 Forward = Callable[[Any, dict[str, np.ndarray]], dict[str, jax.Array]]
 

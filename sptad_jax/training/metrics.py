@@ -1,13 +1,13 @@
 """Where numbers go: metrics.jsonl (one JSON object a line), TensorBoard events, and the terminal."""
 
 import json
-import os
 import pathlib
 import sys
 import time
-from typing import Any
 
 from tqdm import tqdm
+
+from sptad_jax.files import write_text
 
 
 class MetricWriter:
@@ -85,15 +85,3 @@ class Progress:
 
     def close(self) -> None:
         self._bar.close()
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file whole: under a temporary name, then renamed, so that no reader sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a value as indented JSON, whole."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
