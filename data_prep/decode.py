@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sptad_jax.errors import UserError
+from sptad_jax.files import write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +60,7 @@ def decode_to_cache(path: pathlib.Path, cache_dir: pathlib.Path, settings: Frame
     for name, frames in streams.items():
         np.save(place / f"{name}.npy", frames, allow_pickle=False)
     facts = {"num_frames": len(streams["rgb"]), "fps": fps, "duration_sec": duration_sec}
-    temporary = marker.with_suffix(".tmp")
-    temporary.write_text(json.dumps(facts), encoding="utf-8")
-    os.replace(temporary, marker)
+    write_json(marker, facts)
     return {**facts, "cache": os.fspath(place)}
 
 

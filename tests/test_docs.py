@@ -80,7 +80,9 @@ def test_each_row_of_the_papers_tables_is_a_valid_config():
 
 def test_config_example_runs(tmp_path):
     """An example config that no longer fits the dataclasses."""
-    for i, block in enumerate(re.findall(r"```python\n(.*?)```", read(ROOT / "docs" / "paper.md"), re.DOTALL)):
+    blocks = re.findall(r"```python\n(.*?)```", read(ROOT / "docs" / "paper.md"), re.DOTALL)
+    assert blocks  # else nothing would be tried
+    for i, block in enumerate(blocks):
         path = tmp_path / f"example_{i}.py"
         path.write_text(block, encoding="utf-8")
         configs.load_config(str(path))

@@ -5,7 +5,6 @@ and redundant detections, which overlapping windows produce, are suppressed by s
 """
 
 import json
-import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 
 from sptad_jax.config import InferenceConfig
 from sptad_jax.errors import UserError
+from sptad_jax.files import write_text
 
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # score [n], segments_sec [n, 2], class index [n]
 TIME_DECIMALS = 4  # times are rounded to 0.1 ms, far below a frame, so that files stay small; scores are not rounded
@@ -163,14 +163,10 @@ def write_detections(
     path = pathlib.Path(path)
     content = {"version": "VERSION 1.3", "results": dict(results), "external_data": dict(external_data or {})}
     text = json.dumps(content, allow_nan=False)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, text)
     except OSError as error:
-        if temporary.is_file():
-            temporary.unlink()
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another path.") from None
 
 

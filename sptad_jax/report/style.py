@@ -1,11 +1,12 @@
 """The look shared by both pages: palette, style sheet, escaping and the small pieces of HTML."""
 
 import html
-import os
 import pathlib
 import string
 from collections.abc import Sequence
 from typing import Any
+
+from sptad_jax.files import write_text
 
 # Okabe and Ito's colour-blind safe colours without black and yellow (too faint on white); (light page, dark page).
 PALETTE = (
@@ -123,11 +124,9 @@ def page(title: str, subtitle: str, sections: Sequence[tuple[str, str, str]], fo
 
 
 def write_page(path: pathlib.Path, document: str) -> pathlib.Path:
-    """Writes the document whole (temporary name, then os.replace) and returns its path."""
+    """Writes the document whole, in a folder that is made where it is missing, and returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(document, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, document)
     return path
 
 
