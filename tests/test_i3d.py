@@ -11,7 +11,7 @@ from sptad_jax.models import i3d
 # every (kernel, stride) pair of the network
 KERNELS = [((7, 7, 7), (2, 2, 2)), ((3, 3, 3), (1, 1, 1)), ((1, 1, 1), (1, 1, 1))]
 POOLS = [((1, 3, 3), (1, 2, 2)), ((3, 3, 3), (2, 2, 2)), ((2, 2, 2), (2, 2, 2)), ((3, 3, 3), (1, 1, 1))]
-SIZES = [(8, 10, 12), (9, 7, 5), (1, 2, 3)]
+SIZES = [(8, 10, 12), (9, 7, 5), (1, 2, 3), (5, 2, 2), (6, 1, 3)]  # the last two: maps that become columns
 
 
 def normal(seed: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -49,6 +49,9 @@ _POOLS: dict[str, tuple[Size3, Size3]] = {
 END_POINTS = tuple(sorted((*_CONVS, *_POOLS, *_MIXED), key=lambda name: name.split("_")[1]))  # 1a, 2a, 2b .. 5c
 
 
+TINY_MAP = 4  # pixels; on maps this small a 2-D convolution costs the CPU two to five times a matrix product
+
+
 def is_batch_norm_path(path: Iterable[Any]) -> bool:
     """Whether a parameter path (strings, or the key entries of `jax.tree_util`) lies in a batch normalisation.
 
@@ -83,8 +86,9 @@ def _taps(x: Array, axis: int, window: int, stride: int, fill: float) -> list[Ar
 def conv3d(x: Array, kernel: Array, strides: Size3, mode: Literal["direct", "decomposed"]) -> Array:
     """3-D convolution with SAME padding: [B, T, H, W, C], [kt, kh, kw, C, O] -> [B, ceil(T/st), ..., ceil(W/sw), O].
 
-    "direct" is XLA's 3-D convolution. "decomposed" gives the same numbers from a matrix product (1x1x1) or from one 2-D
-    convolution whose input channels hold the temporal taps: XLA's CPU back end is fast at these, not in 3-D.
+    "direct" is XLA's 3-D convolution. "decomposed" gives the same numbers from a matrix product (1x1x1, and maps of at
+    most TINY_MAP pixels, whose taps become columns) or from one 2-D convolution whose input channels hold the temporal
+    taps: XLA's CPU back end is fast at these, not in 3-D.
     """
     if mode == "direct":
         return lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
@@ -92,6 +96,11 @@ def conv3d(x: Array, kernel: Array, strides: Size3, mode: Literal["direct", "dec
     if (time, height, width) == (1, 1, 1) and strides == (1, 1, 1):
         return jnp.einsum("bthwc,co->bthwo", x, kernel[0, 0, 0])
     x = jnp.concatenate(_taps(x, 1, time, strides[0], 0.0), axis=-1)
+    if x.shape[2] * x.shape[3] <= TINY_MAP:
+        for axis, window in ((2, height), (3, width)):
+            x = jnp.concatenate(_taps(x, axis, window, strides[axis - 1], 0.0), axis=-1)
+        # The taps of the axis taken last vary slowest in the columns.
+        return jnp.einsum("bthwc,co->bthwo", x, jnp.transpose(kernel, (2, 1, 0, 3, 4)).reshape(-1, features))
     folded = jnp.transpose(kernel, (1, 2, 0, 3, 4)).reshape(height, width, time * channels, features)
     y = lax.conv_general_dilated(x.reshape(-1, *x.shape[2:]), folded, strides[1:], "SAME",
                                  dimension_numbers=("NHWC", "HWIO", "NHWC"))  # fmt: skip
