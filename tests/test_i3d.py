@@ -6,16 +6,8 @@ import numpy as np
 import pytest
 
 from sptad_jax.errors import UserError
-from sptad_jax.models import i3d
-
-# every (kernel, stride) pair of the network
-KERNELS = [((7, 7, 7), (2, 2, 2)), ((3, 3, 3), (1, 1, 1)), ((1, 1, 1), (1, 1, 1))]
-POOLS = [((1, 3, 3), (1, 2, 2)), ((3, 3, 3), (2, 2, 2)), ((2, 2, 2), (2, 2, 2)), ((3, 3, 3), (1, 1, 1))]
-SIZES = [(8, 10, 12), (9, 7, 5), (1, 2, 3), (5, 2, 2), (6, 1, 3)]  # the last two: maps that become columns
-
-
-def normal(seed: int, shape: tuple[int, ...]) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+from sptad_jax.models import conv3d, i3d
+from tests.reference.arrays import close, normal
 
 
 def small_model(**options):
@@ -42,13 +34,6 @@ def loss_and_gradients(model, variables, x, train=False):
 
     (value, updated), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(variables["params"], x)
     return value, gradients[0], gradients[1], updated["batch_stats"]
-
-
-def close(a, b, tolerance=1e-4):
-    """Relative to the largest entry, as sums in another order differ most where terms cancel."""
-    a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
-    assert a.shape == b.shape
-    assert np.max(np.abs(a - b)) <= tolerance * max(np.max(np.abs(b)), 1e-8)
 
 
 @pytest.mark.parametrize(("channels", "parameters"), [(3, 12_287_264), (2, 12_265_312)])
@@ -84,49 +69,6 @@ def test_unknown_end_point_is_refused():
 def test_scaled_channels(channels, multiplier, expected):
     """Catches rounding to zero or to a width that vector units dislike."""
     assert i3d.scaled_channels(channels, multiplier) == expected
-
-
-@pytest.mark.parametrize(("kernel", "strides"), KERNELS)
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("mode", ["direct", "decomposed"])
-def test_conv3d_is_torch_conv3d(kernel, strides, size, mode):
-    """Catches wrong SAME padding, stride, tap order, or a wrong gradient of the decomposition."""
-    torch = pytest.importorskip("torch")
-    from tests.reference.i3d_torch import pad_same
-
-    x, w = normal(0, (2, *size, 3)), normal(1, (*kernel, 3, 4))
-    xt, wt = (torch.tensor(a, requires_grad=True) for a in (x, w))
-    y = torch.nn.functional.conv3d(pad_same(xt.permute(0, 4, 1, 2, 3), kernel, strides), wt.permute(4, 3, 0, 1, 2),
-                                   stride=strides).permute(0, 2, 3, 4, 1)  # fmt: skip
-    cotangent = normal(2, tuple(y.shape))
-    y.backward(torch.tensor(cotangent))
-    ours, vjp = jax.vjp(lambda x, w: i3d.conv3d(x, w, strides, mode), x, w)
-    dx, dw = vjp(jnp.asarray(cotangent))
-    close(ours, y.detach())
-    close(dx, xt.grad)
-    close(dw, wt.grad)
-
-
-@pytest.mark.parametrize(("window", "strides"), POOLS)
-@pytest.mark.parametrize("size", SIZES)
-def test_max_pool_is_the_obvious_loop(window, strides, size):
-    """Catches padding that wins over negative values, a lost trailing sample or a wrong gradient."""
-    x = normal(3, (1, *size, 2))  # negative values too; all distinct, so that the gradient is unique
-    lengths = [-(-n // s) for n, s in zip(size, strides)]
-    lead = [max((m - 1) * s + k - n, 0) // 2 for n, m, k, s in zip(size, lengths, window, strides)]
-    expected = np.empty((1, *lengths, 2), np.float32)
-    gradient = np.zeros_like(x)
-    for index in np.ndindex(*lengths):
-        cut = tuple(slice(max(i * s - p, 0), i * s - p + k) for i, s, p, k in zip(index, strides, lead, window))
-        for c in range(2):
-            block = x[(0, *cut, c)]
-            where = np.unravel_index(block.argmax(), block.shape)
-            expected[(0, *index, c)] = block[where]
-            gradient[(0, *(w + s.start for w, s in zip(where, cut)), c)] += 1 + c
-    for mode in ("direct", "decomposed"):
-        pooled, vjp = jax.vjp(lambda x, mode=mode: i3d.max_pool3d(x, window, strides, mode), x)
-        np.testing.assert_array_equal(pooled, expected)
-        np.testing.assert_allclose(vjp(jnp.ones_like(pooled) * jnp.asarray([1.0, 2.0]))[0], gradient, rtol=1e-6)
 
 
 def test_network_is_the_torch_network():
@@ -165,7 +107,7 @@ def test_train_mode_uses_and_records_batch_statistics():
     outputs, updated = model.apply(variables, x, train=True, mutable=["batch_stats"])
     unit = variables["params"]["Conv3d_1a_7x7"]
     old, new = (v["batch_stats"]["Conv3d_1a_7x7"]["batch_norm"] for v in (variables, updated))
-    y = np.asarray(i3d.conv3d(jnp.asarray(x), unit["conv3d"]["kernel"], (2, 2, 2), "direct"), np.float64)
+    y = np.asarray(conv3d.conv3d(jnp.asarray(x), unit["conv3d"]["kernel"], (2, 2, 2), "direct"), np.float64)
     mean, var = y.mean((0, 1, 2, 3)), y.var((0, 1, 2, 3))
     close(new["mean"], 0.9 * old["mean"] + 0.1 * mean)
     close(new["var"], 0.9 * old["var"] + 0.1 * var)

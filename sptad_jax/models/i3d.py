@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from sptad_jax.errors import UserError
+from sptad_jax.models.conv3d import Mode, Size3, conv3d, max_pool3d
 
 Array = jax.Array
-Size3 = tuple[int, int, int]
 
 BATCH_NORM_EPS = 1e-3  # sonnet/python/modules/batch_norm.py:141 (v1)
 
@@ -49,9 +49,6 @@ _POOLS: dict[str, tuple[Size3, Size3]] = {
 END_POINTS = tuple(sorted((*_CONVS, *_POOLS, *_MIXED), key=lambda name: name.split("_")[1]))  # 1a, 2a, 2b .. 5c
 
 
-TINY_MAP = 4  # pixels; on maps this small a 2-D convolution costs the CPU two to five times a matrix product
-
-
 def is_batch_norm_path(path: Iterable[Any]) -> bool:
     """Whether a parameter path (strings, or the key entries of `jax.tree_util`) lies in a batch normalisation.
 
@@ -65,60 +62,6 @@ def scaled_channels(channels: int, width_multiplier: float) -> int:
     if width_multiplier == 1:
         return channels
     return max(4, 4 * math.floor(channels * width_multiplier / 4 + 0.5))
-
-
-def same_padding(size: int, window: int, stride: int) -> tuple[int, int]:
-    """TensorFlow's SAME rule for one axis: (leading, trailing); an odd sample goes to the trailing side."""
-    total = max((-(-size // stride) - 1) * stride + window - size, 0)
-    return total // 2, total - total // 2
-
-
-def _taps(x: Array, axis: int, window: int, stride: int, fill: float) -> list[Array]:
-    """The `window` shifted, strided views of `x` along `axis` after SAME padding with `fill`."""
-    length = -(-x.shape[axis] // stride)
-    padding = [(0, 0)] * x.ndim
-    padding[axis] = same_padding(x.shape[axis], window, stride)
-    if any(padding[axis]):
-        x = jnp.pad(x, padding, constant_values=fill)
-    return [lax.slice_in_dim(x, tap, tap + (length - 1) * stride + 1, stride, axis) for tap in range(window)]
-
-
-def conv3d(x: Array, kernel: Array, strides: Size3, mode: Literal["direct", "decomposed"]) -> Array:
-    """3-D convolution with SAME padding: [B, T, H, W, C], [kt, kh, kw, C, O] -> [B, ceil(T/st), ..., ceil(W/sw), O].
-
-    "direct" is XLA's 3-D convolution. "decomposed" gives the same numbers from a matrix product (1x1x1, and maps of at
-    most TINY_MAP pixels, whose taps become columns) or from one 2-D convolution whose input channels hold the temporal
-    taps: XLA's CPU back end is fast at these, not in 3-D.
-    """
-    if mode == "direct":
-        return lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
-    time, height, width, channels, features = kernel.shape
-    if (time, height, width) == (1, 1, 1) and strides == (1, 1, 1):
-        return jnp.einsum("bthwc,co->bthwo", x, kernel[0, 0, 0])
-    x = jnp.concatenate(_taps(x, 1, time, strides[0], 0.0), axis=-1)
-    if x.shape[2] * x.shape[3] <= TINY_MAP:
-        for axis, window in ((2, height), (3, width)):
-            x = jnp.concatenate(_taps(x, axis, window, strides[axis - 1], 0.0), axis=-1)
-        # The taps of the axis taken last vary slowest in the columns.
-        return jnp.einsum("bthwc,co->bthwo", x, jnp.transpose(kernel, (2, 1, 0, 3, 4)).reshape(-1, features))
-    folded = jnp.transpose(kernel, (1, 2, 0, 3, 4)).reshape(height, width, time * channels, features)
-    y = lax.conv_general_dilated(x.reshape(-1, *x.shape[2:]), folded, strides[1:], "SAME",
-                                 dimension_numbers=("NHWC", "HWIO", "NHWC"))  # fmt: skip
-    return y.reshape(*x.shape[:2], *y.shape[1:])
-
-
-def max_pool3d(x: Array, window: Size3, strides: Size3, mode: Literal["direct", "decomposed"]) -> Array:
-    """Max pooling of [B, T, H, W, C] with SAME padding (padded samples never win).
-
-    "decomposed" takes the maximum axis by axis over shifted slices: the gradient of XLA's `reduce_window` is an order
-    of magnitude slower on CPU. Where samples tie, "direct" sends the gradient to the first, "decomposed" shares it.
-    """
-    if mode == "direct":
-        return nn.max_pool(x, window, strides, "SAME")
-    for axis in (3, 2, 1):
-        if window[axis - 1] > 1 or strides[axis - 1] > 1:
-            x = functools.reduce(jnp.maximum, _taps(x, axis, window[axis - 1], strides[axis - 1], -jnp.inf))
-    return x
 
 
 def he_truncated_normal(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
@@ -179,7 +122,7 @@ class Unit3D(nn.Module):
     strides: Size3
     bn_mode: str
     bn_momentum: float
-    conv_mode: Literal["direct", "decomposed"]
+    conv_mode: Mode
     dtype: Any
     train: bool
 
@@ -219,7 +162,7 @@ class Mixed(nn.Module):
 
     channels: tuple[int, ...]
     make_unit: Callable[..., nn.Module]
-    conv_mode: Literal["direct", "decomposed"]
+    conv_mode: Mode
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -284,7 +227,7 @@ class I3D(nn.Module):
         unknown = [name for name in self.end_points if name not in END_POINTS]
         if unknown:
             raise UserError(f"model.end_points: no I3D end point {unknown}; choose among {', '.join(END_POINTS)}.")
-        mode: Literal["direct", "decomposed"] = "decomposed" if self.conv_mode == "decomposed" or (
+        mode: Mode = "decomposed" if self.conv_mode == "decomposed" or (
             self.conv_mode == "auto" and jax.default_backend() == "cpu") else "direct"  # fmt: skip
         pool = jax.checkpoint(max_pool3d, static_argnums=(1, 2, 3)) if self.remat else max_pool3d
         wrap = nn.remat if self.remat else (lambda module: module)

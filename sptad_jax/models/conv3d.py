@@ -1,0 +1,77 @@
+"""3-D convolution and max pooling with SAME padding, as XLA has them and in forms that its CPU back end is fast at."""
+
+import functools
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+Size3 = tuple[int, int, int]
+Mode = Literal["direct", "decomposed"]
+
+TINY_MAP = 4  # pixels; on maps this small a 2-D convolution costs the CPU two to five times a matrix product
+
+
+def same_padding(size: int, window: int, stride: int) -> tuple[int, int]:
+    """TensorFlow's SAME rule for one axis: (leading, trailing); an odd sample goes to the trailing side."""
+    total = max((-(-size // stride) - 1) * stride + window - size, 0)
+    return total // 2, total - total // 2
+
+
+def conv3d(x: Array, kernel: Array, strides: Size3, mode: Mode) -> Array:
+    """3-D convolution with SAME padding: [B, T, H, W, C], [kt, kh, kw, C, O] -> [B, ceil(T/st), ..., ceil(W/sw), O].
+
+    "direct" is XLA's 3-D convolution. "decomposed" gives the same numbers from a matrix product (1x1x1, and maps of at
+    most TINY_MAP pixels, whose taps become columns) or from one 2-D convolution whose input channels hold the temporal
+    taps: XLA's CPU back end is fast at these, not in 3-D.
+    """
+    if mode == "direct":
+        return lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
+    if kernel.shape[:3] == (1, 1, 1) and strides == (1, 1, 1):
+        return jnp.einsum("bthwc,co->bthwo", x, kernel[0, 0, 0])
+    if x.shape[2] * x.shape[3] <= TINY_MAP:
+        return _conv_as_product(x, kernel, strides)
+    return _conv_as_2d(x, kernel, strides)
+
+
+def max_pool3d(x: Array, window: Size3, strides: Size3, mode: Mode) -> Array:
+    """Max pooling of [B, T, H, W, C] with SAME padding (padded samples never win).
+
+    "decomposed" takes the maximum axis by axis over shifted slices: the gradient of XLA's `reduce_window` is an order
+    of magnitude slower on CPU. Where samples tie, "direct" sends the gradient to the first, "decomposed" shares it.
+    """
+    if mode == "direct":
+        return nn.max_pool(x, window, strides, "SAME")
+    for axis in (3, 2, 1):
+        if window[axis - 1] > 1 or strides[axis - 1] > 1:
+            x = functools.reduce(jnp.maximum, _taps(x, axis, window[axis - 1], strides[axis - 1], -jnp.inf))
+    return x
+
+
+def _taps(x: Array, axis: int, window: int, stride: int, fill: float) -> list[Array]:
+    """The `window` shifted, strided views of `x` along `axis` after SAME padding with `fill`."""
+    length = -(-x.shape[axis] // stride)
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = same_padding(x.shape[axis], window, stride)
+    if any(padding[axis]):
+        x = jnp.pad(x, padding, constant_values=fill)
+    return [lax.slice_in_dim(x, tap, tap + (length - 1) * stride + 1, stride, axis) for tap in range(window)]
+
+
+def _conv_as_2d(x: Array, kernel: Array, strides: Size3) -> Array:
+    time, height, width, channels, features = kernel.shape
+    x = jnp.concatenate(_taps(x, 1, time, strides[0], 0.0), axis=-1)
+    folded = jnp.transpose(kernel, (1, 2, 0, 3, 4)).reshape(height, width, time * channels, features)
+    y = lax.conv_general_dilated(x.reshape(-1, *x.shape[2:]), folded, strides[1:], "SAME",
+                                 dimension_numbers=("NHWC", "HWIO", "NHWC"))  # fmt: skip
+    return y.reshape(*x.shape[:2], *y.shape[1:])
+
+
+def _conv_as_product(x: Array, kernel: Array, strides: Size3) -> Array:
+    for axis in (1, 2, 3):
+        x = jnp.concatenate(_taps(x, axis, kernel.shape[axis - 1], strides[axis - 1], 0.0), axis=-1)
+    # The taps of the axis taken last vary slowest in the columns.
+    return jnp.einsum("bthwc,co->bthwo", x, jnp.transpose(kernel, (2, 1, 0, 3, 4)).reshape(-1, kernel.shape[-1]))

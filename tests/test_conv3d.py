@@ -1,0 +1,57 @@
+"""3-D convolution and pooling against PyTorch's operator and slow NumPy loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sptad_jax.models import conv3d
+from tests.reference.arrays import close, normal
+
+# every (kernel, stride) pair of the network
+KERNELS = [((7, 7, 7), (2, 2, 2)), ((3, 3, 3), (1, 1, 1)), ((1, 1, 1), (1, 1, 1))]
+POOLS = [((1, 3, 3), (1, 2, 2)), ((3, 3, 3), (2, 2, 2)), ((2, 2, 2), (2, 2, 2)), ((3, 3, 3), (1, 1, 1))]
+SIZES = [(8, 10, 12), (9, 7, 5), (1, 2, 3), (5, 2, 2), (6, 1, 3)]  # the last two: maps that become columns
+
+
+@pytest.mark.parametrize(("kernel", "strides"), KERNELS)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", ["direct", "decomposed"])
+def test_conv3d_is_torch_conv3d(kernel, strides, size, mode):
+    """Catches wrong SAME padding, stride, tap order, or a wrong gradient of the decomposition."""
+    torch = pytest.importorskip("torch")
+    from tests.reference.i3d_torch import pad_same
+
+    x, w = normal(0, (2, *size, 3)), normal(1, (*kernel, 3, 4))
+    xt, wt = (torch.tensor(a, requires_grad=True) for a in (x, w))
+    y = torch.nn.functional.conv3d(pad_same(xt.permute(0, 4, 1, 2, 3), kernel, strides), wt.permute(4, 3, 0, 1, 2),
+                                   stride=strides).permute(0, 2, 3, 4, 1)  # fmt: skip
+    cotangent = normal(2, tuple(y.shape))
+    y.backward(torch.tensor(cotangent))
+    ours, vjp = jax.vjp(lambda x, w: conv3d.conv3d(x, w, strides, mode), x, w)
+    dx, dw = vjp(jnp.asarray(cotangent))
+    close(ours, y.detach())
+    close(dx, xt.grad)
+    close(dw, wt.grad)
+
+
+@pytest.mark.parametrize(("window", "strides"), POOLS)
+@pytest.mark.parametrize("size", SIZES)
+def test_max_pool_is_the_obvious_loop(window, strides, size):
+    """Catches padding that wins over negative values, a lost trailing sample or a wrong gradient."""
+    x = normal(3, (1, *size, 2))  # negative values too; all distinct, so that the gradient is unique
+    lengths = [-(-n // s) for n, s in zip(size, strides)]
+    lead = [max((m - 1) * s + k - n, 0) // 2 for n, m, k, s in zip(size, lengths, window, strides)]
+    expected = np.empty((1, *lengths, 2), np.float32)
+    gradient = np.zeros_like(x)
+    for index in np.ndindex(*lengths):
+        cut = tuple(slice(max(i * s - p, 0), i * s - p + k) for i, s, p, k in zip(index, strides, lead, window))
+        for c in range(2):
+            block = x[(0, *cut, c)]
+            where = np.unravel_index(block.argmax(), block.shape)
+            expected[(0, *index, c)] = block[where]
+            gradient[(0, *(w + s.start for w, s in zip(where, cut)), c)] += 1 + c
+    for mode in ("direct", "decomposed"):
+        pooled, vjp = jax.vjp(lambda x, mode=mode: conv3d.max_pool3d(x, window, strides, mode), x)
+        np.testing.assert_array_equal(pooled, expected)
+        np.testing.assert_allclose(vjp(jnp.ones_like(pooled) * jnp.asarray([1.0, 2.0]))[0], gradient, rtol=1e-6)
