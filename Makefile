@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 SET ?=
 
-.PHONY: demo test lint venv clean
+.PHONY: demo test test-beam lint venv clean
 
 venv: $(VENV)/.installed
 
@@ -24,9 +24,16 @@ demo: venv
 test: venv
 	$(BIN)/python -m pytest -n 2
 
+# Beam needs older packages than the rest, hence an environment of its own.
+test-beam:
+	$(PYTHON) -m venv .venv-beam
+	.venv-beam/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	.venv-beam/bin/python -m pip install --quiet -c .ci/constraints-beam.txt -e ".[data,beam]" --group dev
+	.venv-beam/bin/python -m pytest tests/test_beam.py
+
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .venv-beam runs

@@ -3,13 +3,15 @@
 import json
 import os
 import pathlib
+import uuid
 from typing import Any
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes `text` as UTF-8; an existing file stays untouched if that fails. Raises OSError."""
     path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # not the process number: two machines that share the folder may have the same
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)

@@ -117,6 +117,33 @@ def test_round_trip(tmp_path):
     assert load_annotations(path) == (videos, [])
 
 
+def test_ambiguous_goes_both_ways(tmp_path):
+    """THUMOS14's Ambiguous must neither become a target, nor be lost on the way through ground_truth.json."""
+    videos = [Video("v", "test", 7.0, [Annotation((1.0, 2.5), "x")], ((3.0, 4.0), (5.5, 6.0))),
+              Video("w", "test", 3.0, [])]
+    database = to_database(videos)
+    assert database["database"]["v"]["ambiguous"] == [[3.0, 4.0], [5.5, 6.0]]
+    assert "ambiguous" not in database["database"]["w"]  # files of other datasets stay as they were
+    path = tmp_path / "gt.json"
+    path.write_text(json.dumps(database))
+    assert load_annotations(path) == (videos, [])
+    assert find_classes(videos) == ("x",)
+
+
+@pytest.mark.parametrize("rows", [5, "1, 2", [[1]], [[2, 1]], [[1, 2, 3]], [["x", 2]], [None], [[-1, 2]], {"a": 1},
+                                  [[1, float("inf")]]])
+def test_bad_ambiguous_is_told(tmp_path, rows):
+    """A traceback, or silence, for a stretch that cannot be read; the good one beside it and the rows go on."""
+    path = tmp_path / "gt.json"
+    entry = {"subset": "t", "annotations": [{"segment": [1, 2], "label": "a"}]}
+    listed = [*rows, [3, 4]] if isinstance(rows, list) else rows
+    path.write_text(json.dumps({"database": {"v": {**entry, "ambiguous": listed}}}))
+    (video,), exceptions = load_annotations(path)
+    assert video.ambiguous == (((3.0, 4.0),) if isinstance(rows, list) else ())
+    assert len(video.annotations) == 1
+    assert len(exceptions) == 1 and "'ambiguous'" in exceptions[0] and "'v'" in exceptions[0]
+
+
 def test_real_files(shared):
     """Published files must load whole: AFSD's ground truth has string times and 210 + 200 videos."""
     videos, _ = load_annotations(shared / "thumos14" / "afsd" / "thumos_gt.json")

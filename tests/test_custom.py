@@ -5,16 +5,19 @@ import os
 import subprocess
 import sys
 
+import av
+import cv2
 import numpy as np
 import pytest
 
 from data_prep import builder
-from data_prep.custom import find_videos, main, prepare
+from data_prep.custom import main, prepare
 from data_prep.decode import FrameSettings
-from sptad_jax.data import streams
+from data_prep.prepare import find_videos
+from sptad_jax.data import video as video_files
 from sptad_jax.data.annotations import Video
 from sptad_jax.data.datasets import open_dataset
-from sptad_jax.data.video import decode_video, write_video
+from sptad_jax.data.video import FrameReader, decode_video, write_video
 from sptad_jax.errors import UserError
 from tests.reference.tiny_dataset import write_annotations, write_videos
 
@@ -68,20 +71,22 @@ def test_command(videos, annotations, tmp_path, capsys):
 
 
 def test_processes_without_tensorflow(videos, annotations, tmp_path):
-    """Several processes give the same dataset, as a real command, and TensorFlow is never imported."""
+    """Several processes, as a real command, give the same bytes as one here, and TensorFlow is never imported."""
     code = ("import sys; from data_prep.custom import main; code = main(sys.argv[1:]); "
             "sys.exit(code or 'tensorflow' in sys.modules)")
     # a spawned process imports the main module again, so the command must be guarded as the real one is
     script = tmp_path / "run.py"
     script.write_text("if __name__ == '__main__':\n    " + code)
-    output = tmp_path / "out"
+    output = tmp_path / "two" / "out"
     done = subprocess.run([sys.executable, str(script), *arguments(videos, annotations, output, "--processes", "2")],
                           capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()}, timeout=120)
     assert done.returncode == 0, done.stderr
-    prepare(videos, annotations, tmp_path / "one", SETTINGS)
-    left, right = open_dataset(output), open_dataset(tmp_path / "one")
-    assert left.videos == right.videos and left.classes == right.classes
-    np.testing.assert_array_equal(left.read_frames(2, 0, 20)["rgb"], right.read_frames(2, 0, 20)["rgb"])
+    here = tmp_path / "one" / "out"
+    prepare(videos, annotations, here, SETTINGS)
+    files = sorted(path.relative_to(here) for path in here.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(output) for path in output.rglob("*") if path.is_file())
+    for file in files:
+        assert (here / file).read_bytes() == (output / file).read_bytes(), file
 
 
 def test_broken_video(broken, annotations, tmp_path, capsys):
@@ -111,9 +116,9 @@ def test_goes_on_where_it_stopped(broken, videos, annotations, tmp_path, monkeyp
 
     def watch(path, *args, **options):
         decoded.append(path.name)
-        return decode_video(path, *args, **options)
+        return FrameReader(path, *args, **options)
 
-    monkeypatch.setattr(streams, "decode_video", watch)
+    monkeypatch.setattr(video_files, "FrameReader", watch)
     prepare(broken, annotations, output, SETTINGS)
     assert decoded == ["short.mp4"]
     assert len(open_dataset(output).videos) == 4
@@ -224,6 +229,100 @@ def test_real_videos(shared, tmp_path):
     dataset = open_dataset(tmp_path / "out")
     assert dataset.videos[0].num_frames == 44 and len(notes) == 1
     assert dataset.read_frames(0, 30, 44)["flow"].shape == (14, 48, 48, 2)
+
+
+def write_odd_videos(folder):
+    """Files as people have them. Grey levels tell the frames of those that can be read."""
+    grey = [np.full((32, 48, 3), level, np.uint8) for level in range(40, 220, 6)]  # 30 frames
+    write_video(folder / "no audio.mp4", grey, 10, crf=0)
+    write_video(folder / "съёмка 日本 [1].mp4", grey[::-1], 10, crf=0)
+    write_video(folder / "single.mp4", grey[:1], 10, crf=0)
+    turned = np.zeros((32, 48, 3), np.uint8)
+    turned[:16, :24] = 255
+    write_video(folder / "turned.mp4", [turned] * 10, 10)
+    data = bytearray((folder / "turned.mp4").read_bytes())
+    matrix = data.index(b"tkhd") + 44
+    for i, value in enumerate([0, 0x00010000, 0, 0xFFFF0000, 0]):  # a quarter turn clockwise
+        data[matrix + 4 * i:matrix + 4 * i + 4] = value.to_bytes(4, "big")
+    (folder / "turned.mp4").write_bytes(data)
+    with av.open(str(folder / "variable.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"crf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for image, pts in zip(grey, [0, 1, 11, 12, 32]):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts = pts
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.mp4").write_text("I am no video.\n" * 100)
+    whole = (folder / "no audio.mp4").read_bytes()
+    (folder / "truncated.mp4").write_bytes(whole[:len(whole) * 2 // 3])
+
+
+def test_odd_files(tmp_path, capsys):
+    """Whatever lies in a folder: what can be read is read right, the rest is named in a sentence, nothing stops it."""
+    folder = tmp_path / "videos of mine"
+    folder.mkdir()
+    write_odd_videos(folder)
+    names = ["no audio", "съёмка 日本 [1]", "single", "turned", "variable", "empty", "text", "truncated"]
+    annotations = tmp_path / "a.json"
+    annotations.write_text(json.dumps({"database": {name: {"subset": "t", "annotations": [
+        {"segment": [0, 99], "label": "sing"}]} for name in names}}), encoding="utf-8")
+    output = tmp_path / "out"
+    options = arguments(folder, annotations, output, "--fps", "10")
+    assert main(options) == 2
+    errors = capsys.readouterr().err
+    assert "3 of 8 videos" in errors and "Traceback" not in errors
+    for name in ("empty.mp4", "text.mp4", "truncated.mp4"):
+        assert sum(f"{name}: " in line for line in errors.splitlines()) == 1
+    assert main([*options, "--allow-missing"]) == 0
+    dataset = open_dataset(output)
+    frames = {video.name: dataset.read_frames(i, 0, video.num_frames)["rgb"] for i, video in enumerate(dataset.videos)}
+    levels = {name: stream.mean(axis=(1, 2, 3)) for name, stream in frames.items()}
+    assert list(frames) == names[:5]
+    np.testing.assert_allclose(levels["no audio"], np.arange(40, 220, 6), atol=1.1)
+    np.testing.assert_allclose(levels["съёмка 日本 [1]"], np.arange(40, 220, 6)[::-1], atol=1.1)
+    np.testing.assert_allclose(levels["single"], [40], atol=1.1)
+    np.testing.assert_allclose(levels["variable"][:32], [40] + [46] * 10 + [52] + [58] * 20, atol=1.1)
+    assert frames["turned"][5, 8, 24].min() > 200 and frames["turned"][5, 8, 8].max() < 50
+    ends = {video.name: video.annotations[0].segment_sec[1] for video in dataset.videos}
+    assert ends["single"] == pytest.approx(0.1) and ends["no audio"] == pytest.approx(3.0)
+    assert {v.name: v.source_frames for v in dataset.videos} == dict(zip(names, [30, 30, 1, 10, 5]))
+
+
+def test_real_video_is_an_activitynet_example(shared, tmp_path):
+    """Frames, rate, times and label of a real file against OpenCV's own reader and the published ground truth."""
+    truth = json.loads((shared / "activitynet13" / "anet_anno_action.json").read_text())["v_GGSY1Qvo990"]
+    (tmp_path / "a.json").write_text(json.dumps({"database": {"GGSY1Qvo990": {
+        "subset": "validation", "duration": truth["duration_second"], "annotations": truth["annotations"]}}}))
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    (folder / "v_GGSY1Qvo990.mp4").symlink_to(shared / "videos" / "v_GGSY1Qvo990.mp4")
+    assert main(["--videos", str(folder), "--annotations", str(tmp_path / "a.json"), "--output", str(tmp_path / "out"),
+                 "--max-frames", "60", "--frame-size", "32", "--flow", "none", "--processes", "1"]) == 0
+    dataset = open_dataset(tmp_path / "out")
+    (video,) = dataset.videos
+    capture = cv2.VideoCapture(str(shared / "videos" / "v_GGSY1Qvo990.mp4"))
+    times, pictures = [], []
+    while True:
+        good, picture = capture.read()
+        if not good:
+            break
+        times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
+        pictures.append(cv2.resize(picture[..., ::-1], (32, 32), interpolation=cv2.INTER_AREA))
+    assert video.source_frames == len(pictures) == 355
+    assert video.source_fps == pytest.approx(capture.get(cv2.CAP_PROP_FPS), rel=2e-3)
+    assert video.num_frames == 60 and video.num_frames / video.fps == pytest.approx(video.duration_sec)
+    assert video.duration_sec == pytest.approx(truth["duration_second"], abs=0.1)
+    starts = np.array(times) - times[0]
+    frames = dataset.read_frames(0, 0, 60)["rgb"].astype(int)
+    for i in (0, 1, 17, 30, 44, 59):
+        shown = np.searchsorted(starts, i / video.fps + 1e-3, side="right") - 1
+        gaps = [np.abs(frames[i] - pictures[j]).mean() for j in range(len(pictures))]
+        assert gaps[shown] < 1 and gaps[shown] == min(gaps), (i, shown, int(np.argmin(gaps)))
+    assert [row.label for row in video.annotations] == [row["label"] for row in truth["annotations"]]
+    for row, expected in zip(video.annotations, truth["annotations"]):
+        np.testing.assert_allclose(row.segment_sec, np.minimum(expected["segment"], video.duration_sec), atol=1e-6)
 
 
 def test_odd_size_is_no_matter(tmp_path):

@@ -114,8 +114,9 @@ def test_folders_that_are_no_dataset(folder, tmp_path):
             open_dataset(path)
     with pytest.raises(UserError, match="did not finish"):
         open_dataset(tmp_path)
-    for content, words in [("{", "damaged"), ("[]", "format"), ('{"format_version": 99}', "format"),
-                           ('{"format_version": 1}', "damaged"), ('{"format_version": 1, "videos": [{}]}', "damaged")]:
+    for content, words in [("{", "damaged"), ("[]", "format"), ('{"format_version": 99}', "format 99"),
+                           ('{"format_version": 1, "videos": []}', "format 1, .* prepare the dataset again"),
+                           ('{"format_version": 2}', "damaged"), ('{"format_version": 2, "videos": [{}]}', "damaged")]:
         (tmp_path / "dataset.json").write_text(content)
         with pytest.raises(UserError, match=words):
             open_dataset(tmp_path)

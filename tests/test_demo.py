@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data_prep import custom, synthetic
+from data_prep import prepare, synthetic
 from data_prep.demo import main
 from sptad_jax.config import load_config
 from sptad_jax.data.datasets import open_dataset
@@ -49,7 +49,7 @@ def test_second_run_changes_nothing(prepared, monkeypatch, capsys):
         raise AssertionError("worked again")
 
     monkeypatch.setattr(synthetic, "render_file", fail)
-    monkeypatch.setattr(custom, "find_videos", fail)
+    monkeypatch.setattr(prepare, "find_videos", fail)
     before = (prepared / "dataset" / "dataset.json").read_bytes()
     assert main(arguments(prepared)) == 0
     assert (prepared / "dataset" / "dataset.json").read_bytes() == before

@@ -9,7 +9,6 @@ import typing
 
 import pytest
 
-from sptad_jax import config as configs
 from sptad_jax.config import Config, apply_overrides, field_names, validate
 from sptad_jax.data.annotations import load_annotations
 
@@ -76,16 +75,6 @@ def test_each_row_of_the_papers_tables_is_a_valid_config():
     for row in rows:
         options = [token for token in quoted(row[2]) if not token.startswith("--")]
         validate(apply_overrides(Config(), options))
-
-
-def test_config_example_runs(tmp_path):
-    """An example config that no longer fits the dataclasses."""
-    blocks = re.findall(r"```python\n(.*?)```", read(ROOT / "docs" / "paper.md"), re.DOTALL)
-    assert blocks  # else nothing would be tried
-    for i, block in enumerate(blocks):
-        path = tmp_path / f"example_{i}.py"
-        path.write_text(block, encoding="utf-8")
-        configs.load_config(str(path))
 
 
 @each_document

@@ -1,10 +1,11 @@
 """From a file to streams: flow on larger pictures than are stored."""
 
+import cv2
 import numpy as np
 import pytest
 
 from sptad_jax.data.optical_flow import compute_flow
-from sptad_jax.data.streams import read_streams
+from sptad_jax.data.streams import BLOCK_FRAMES, iterate_streams, read_streams
 from sptad_jax.data.video import decode_video, write_video
 from sptad_jax.errors import UserError
 
@@ -64,3 +65,25 @@ def test_smaller_flow_is_refused(panning):
     """Catches flow that would be blown up to the size of the frames."""
     with pytest.raises(UserError, match="raise the first"):
         read_streams(panning, source(48, 32))
+
+
+@pytest.mark.parametrize("count", [1, 2, BLOCK_FRAMES, BLOCK_FRAMES + 1, BLOCK_FRAMES + 2, 2 * BLOCK_FRAMES + 1])
+@pytest.mark.parametrize("size", [16, 24])
+def test_blocks_are_the_whole(count, size):
+    """Catches a frame or a field lost, doubled or computed over a border of blocks, and a wrong last field."""
+    frames = np.random.default_rng(count).integers(0, 255, (count, 24, 24, 3), np.uint8)
+    blocks = list(iterate_streams(iter(frames), source(size, 24)))
+    assert max(len(block["rgb"]) for block in blocks) <= BLOCK_FRAMES + 1
+    rgb = frames
+    if size != 24:
+        rgb = np.stack([cv2.resize(frame, (size, size), interpolation=cv2.INTER_AREA) for frame in frames])
+    np.testing.assert_array_equal(np.concatenate([block["rgb"] for block in blocks]), rgb)
+    np.testing.assert_array_equal(np.concatenate([block["flow"] for block in blocks]),
+                                  compute_flow(frames, "dis", BOUND, size))
+
+
+def test_tvl1_has_no_memory(panning):
+    """Catches a solver that starts from the field before: blocks of frames would give other flow than the whole."""
+    frames = decode_video(panning, 10, 24).frames
+    whole = compute_flow(frames, "tvl1", BOUND)
+    np.testing.assert_array_equal(compute_flow(frames[5:8], "tvl1", BOUND)[:2], whole[5:7])

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sptad_jax.errors import UserError
@@ -26,12 +26,17 @@ class Annotation:
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """A video and its action instances; `duration_sec` is 0 where the file states none."""
+    """A video and its action instances; `duration_sec` is 0 where the file states none.
+
+    `ambiguous` are stretches (start, end) in seconds that are neither an action nor none: THUMOS14's class Ambiguous.
+    They are never targets.
+    """
 
     name: str
     subset: str
     duration_sec: float
     annotations: list[Annotation]
+    ambiguous: tuple[tuple[float, float], ...] = ()
 
 
 def load_annotations(
@@ -69,9 +74,18 @@ def load_annotations(
                         "and annotations; see docs/datasets.md.")
     exceptions = [f"{path}: '{name}' is written more than once in one object; the last one counts, delete the others."
                   for name in repeated]
+    videos, more = parse_database(database, path, classes)
+    return videos, exceptions + more
+
+
+def parse_database(
+    database: Mapping[str, Any], where: str | os.PathLike[str], classes: Collection[str] = ()
+) -> tuple[list[Video], list[str]]:
+    """The content of "database", read from the file `where`, to videos and sentences, as `load_annotations` does."""
+    exceptions: list[str] = []
     videos = []
     for name, entry in database.items():
-        video = _read_video(f"{path}: video '{name}'", name, entry, frozenset(classes), exceptions)
+        video = _read_video(f"{where}: video '{name}'", name, entry, frozenset(classes), exceptions)
         if video is not None:
             videos.append(video)
     return videos, exceptions
@@ -106,6 +120,7 @@ def to_database(videos: Sequence[Video]) -> dict[str, Any]:
         "subset": video.subset,
         "duration": video.duration_sec,
         "annotations": [{"segment": list(a.segment_sec), "label": a.label} for a in video.annotations],
+        **({"ambiguous": [list(pair) for pair in video.ambiguous]} if video.ambiguous else {}),
     } for video in videos}}
 
 
@@ -154,7 +169,21 @@ def _read_video(
         annotations.append(annotation)
     if duration_sec:
         annotations = clip_to_duration(annotations, duration_sec, where, exceptions)
-    return Video(name, subset, duration_sec, annotations)
+    ambiguous = _read_ambiguous(where, entry.get("ambiguous", []), exceptions)
+    return Video(name, subset, duration_sec, annotations, ambiguous)
+
+
+def _read_ambiguous(where: str, rows: Any, exceptions: list[str]) -> tuple[tuple[float, float], ...]:
+    """The pairs of "ambiguous" that can be used, with a sentence added for each of the others."""
+    kept = []
+    for i, row in enumerate(rows if isinstance(rows, list) else [rows]):
+        times = [_to_seconds(value) for value in row] if isinstance(row, list) else []
+        if len(times) == 2 and 0 <= times[0] < times[1] < math.inf:
+            kept.append((times[0], times[1]))
+        else:
+            exceptions.append(f"{where}: entry {i} of 'ambiguous' is {row!r}, not a pair [start, end] in seconds, and "
+                              "is left out; correct it.")
+    return tuple(kept)
 
 
 def _read_row(where: str, row: Any, classes: frozenset[str], exceptions: list[str]) -> Annotation | None:

@@ -1,7 +1,7 @@
 """A prepared dataset on disk: decoded frames in chunk records, and `dataset.json` that describes them.
 
 data_prep writes the folder: TFDS records (ArrayRecord, read here without TensorFlow), `ground_truth.json` and, last,
-`dataset.json`, whose presence says that the rest is complete.
+`dataset.json`, whose presence says that the rest is complete, and which holds the checksum of each file.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from sptad_jax.data.annotations import Annotation
 from sptad_jax.data.windows import VideoTargets
 from sptad_jax.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INFO_FILE = "dataset.json"
 GROUND_TRUTH_FILE = "ground_truth.json"
 RECORDS_DIR = os.path.join("records", "1.0.0")  # TFDS: builder name and version
@@ -36,6 +36,8 @@ class StoredVideo:
     duration_sec: float
     first_record: int
     annotations: list[Annotation]
+    source_fps: float = 0.0  # frames per second of the file, on average
+    source_frames: int = 0  # frames of the file
 
 
 @dataclasses.dataclass
@@ -150,8 +152,9 @@ def open_dataset(path: str | os.PathLike[str], config: DataConfig | None = None)
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise UserError(f"{folder / INFO_FILE} is damaged; prepare the dataset again.") from None
     if not isinstance(info, dict) or info.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"{folder / INFO_FILE} is not of format {FORMAT_VERSION}; prepare the dataset again with this "
-                        "version.")
+        found = info.get("format_version", "unknown") if isinstance(info, dict) else "unknown"
+        raise UserError(f"{folder / INFO_FILE} is of format {found}, this version reads {FORMAT_VERSION}; delete "
+                        "the folder and prepare the dataset again.")
     videos = []
     try:
         for entry in info["videos"]:

@@ -25,12 +25,11 @@ class DecodedVideo:
     frames: np.ndarray  # uint8 RGB [T, size, size, 3]
     fps: float  # of `frames`
     duration_sec: float  # of the file's video stream, as decoded
+    source_frames: int  # in the file
 
 
-def decode_video(
-    path: str | os.PathLike[str], fps: float, size: int, *, max_frames: int = 0, threads: int = 1
-) -> DecodedVideo:
-    """Decodes a video (or an animated GIF) at `fps` frames a second, resized to size x size.
+class FrameReader:
+    """Iterates, once, over a video's frames at a fixed rate: uint8 RGB [size, size, 3], one in memory at a time.
 
     Frame i is the last source frame whose time stamp is not after i / fps (to the millisecond), times counted from the
     first frame; so a slow source repeats frames and a fast one skips some. The aspect ratio is ignored, as AFSD does
@@ -41,32 +40,54 @@ def decode_video(
       fps: frames per second to take.
       size: pixels of either side.
       max_frames: where positive, the rate of a long video is lowered so that this many frames cover it, and is never
-        above the source's own: ActivityNet's fixed length (paper 4.1; AFSD/anet_data/transform_videos.py:36-37).
+        above the source's own: ActivityNet's fixed length (paper 4.1; AFSD/anet_data/transform_videos.py:36-37). The
+        file is then decoded twice, once for its own rate.
       threads: of the decoder.
 
-    Raises:
-      UserError: the file is missing, holds no video, cannot be decoded, or ends far before its stated duration.
+    Attributes `fps`, `duration_sec` and `source_frames`, as in `DecodedVideo`, are right after the last frame.
+
+    Iterating raises UserError for a file that is missing, holds no video, cannot be decoded, or ends far before its
+    stated duration.
     """
-    if max_frames:
-        source_fps, duration_sec = _measure(path)
-        fps = min(source_fps, max_frames / duration_sec)
-    frames: list[np.ndarray] = []
-    latest: av.VideoFrame | None = None
-    end_sec = 0.0
 
-    def take_until(time_sec: float) -> None:
-        """Every sampling time before `time_sec` still belongs to the latest frame."""
-        count = math.ceil((time_sec - TIME_TOLERANCE_SEC) * fps) - len(frames)
-        if latest is not None and count > 0:
-            frames.extend([_resize(_to_rgb(latest), size, size)] * count)
+    def __init__(
+        self, path: str | os.PathLike[str], fps: float, size: int, *, max_frames: int = 0, threads: int = 1
+    ) -> None:
+        self.path, self.fps, self.size, self.max_frames, self.threads = path, fps, size, max_frames, threads
+        self.duration_sec = 0.0
+        self.source_frames = 0
 
-    for start_sec, frame_end_sec, frame in _decode(path, threads):
-        take_until(start_sec)
-        latest, end_sec = frame, frame_end_sec
-    take_until(max(end_sec, 2 * TIME_TOLERANCE_SEC))
-    if max_frames:
-        frames = frames[:max_frames]
-    return DecodedVideo(np.stack(frames), fps, end_sec)
+    def __iter__(self) -> Iterator[np.ndarray]:
+        if self.max_frames:
+            source_fps, duration_sec = _measure(self.path)
+            self.fps = min(source_fps, self.max_frames / duration_sec)
+        taken = 0
+        latest: av.VideoFrame | None = None
+        self.source_frames = 0
+        for start_sec, end_sec, frame in _decode(self.path, self.threads):
+            if latest is not None:
+                for image in self._repeat(latest, start_sec, taken):
+                    taken += 1
+                    yield image
+            latest, self.duration_sec = frame, end_sec
+            self.source_frames += 1
+        assert latest is not None  # `_decode` refuses a file without frames
+        yield from self._repeat(latest, max(self.duration_sec, 2 * TIME_TOLERANCE_SEC), taken)
+
+    def _repeat(self, frame: av.VideoFrame, until_sec: float, taken: int) -> list[np.ndarray]:
+        """`frame` for every sampling time before `until_sec` that none of the `taken` frames serves."""
+        count = math.ceil((until_sec - TIME_TOLERANCE_SEC) * self.fps)
+        count = (min(count, self.max_frames) if self.max_frames else count) - taken
+        return [resize_image(_to_rgb(frame), self.size, self.size)] * count if count > 0 else []
+
+
+def decode_video(
+    path: str | os.PathLike[str], fps: float, size: int, *, max_frames: int = 0, threads: int = 1
+) -> DecodedVideo:
+    """All frames of a video (or an animated GIF) at once; arguments and errors as `FrameReader`."""
+    reader = FrameReader(path, fps, size, max_frames=max_frames, threads=threads)
+    frames = np.stack(list(reader))
+    return DecodedVideo(frames, reader.fps, reader.duration_sec, reader.source_frames)
 
 
 def read_frames_at(path: str | os.PathLike[str], times_sec: Sequence[float], height: int = 120) -> list[np.ndarray]:
@@ -170,7 +191,8 @@ def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
     return np.rot90(image, turns) if turns else image  # telephones store the picture lying and a note of how to turn it
 
 
-def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 [H, W, C] to [height, width, C]: areas are averaged, but enlarging is bilinear."""
     if image.shape[:2] == (height, width):
         return np.ascontiguousarray(image)
     shrinks = image.shape[0] >= height and image.shape[1] >= width
@@ -180,4 +202,4 @@ def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def _to_height(frame: av.VideoFrame, height: int) -> np.ndarray:
     image = _to_rgb(frame)
-    return _resize(image, height, max(1, round(image.shape[1] * height / image.shape[0])))
+    return resize_image(image, height, max(1, round(image.shape[1] * height / image.shape[0])))
