@@ -123,3 +123,20 @@ def test_folders_that_are_no_dataset(folder, tmp_path):
     shutil.copy(folder / "dataset.json", tmp_path / "dataset.json")
     with pytest.raises(UserError, match="records cannot be opened"):
         open_dataset(tmp_path).read_frames(0, 0, 1)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "removed"])
+def test_damaged_records(folder, tmp_path, damage):
+    """A traceback of the reading library, or frames that are not those of the video, where a record file is damaged."""
+    shutil.copytree(folder, tmp_path / "copy")
+    path = next((tmp_path / "copy").rglob("*training*array_record*"))
+    content = bytearray(path.read_bytes())
+    if damage == "removed":
+        path.unlink()
+    else:
+        content[len(content) // 2] ^= 0xFF
+        path.write_bytes(content if damage == "flipped" else content[: len(content) // 2])
+    dataset = open_dataset(tmp_path / "copy")
+    with pytest.raises(UserError, match="prepare|data_prep.check"):
+        for i in dataset.indices_of("training"):
+            dataset.read_frames(i, 0, dataset.videos[i].num_frames)

@@ -112,7 +112,11 @@ class Dataset:
     def _read_record(self, subset: str, index: int) -> dict[str, np.ndarray]:
         record = self._cache.get((subset, index))
         if record is None:
-            record = self._source(subset)[index]
+            try:
+                record = self._source(subset)[index]
+            except RuntimeError as error:  # of array_record: a file that is not there, is cut, or fails its checksum
+                raise UserError(f"{self.path / RECORDS_DIR}: record {index} of the subset '{subset}' cannot be read "
+                                f"({error}); `python -m data_prep.check {self.path}` lists what is damaged.") from None
             if self._fits_in_memory():
                 self._cache[subset, index] = record
         return record
