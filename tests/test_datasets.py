@@ -137,6 +137,6 @@ def test_damaged_records(folder, tmp_path, damage):
         content[len(content) // 2] ^= 0xFF
         path.write_bytes(content if damage == "flipped" else content[: len(content) // 2])
     dataset = open_dataset(tmp_path / "copy")
-    with pytest.raises(UserError, match="prepare|data_prep.check"):
+    with pytest.raises(UserError, match=r"prepare|data_prep\.check"):
         for i in dataset.indices_of("training"):
             dataset.read_frames(i, 0, dataset.videos[i].num_frames)
