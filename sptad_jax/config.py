@@ -104,6 +104,7 @@ class DataConfig:
     random_crop: bool = True  # training; the test crop is central
     flip_prob: float = 0.5  # horizontal flip of a training window
     flip_negates_flow_x: bool = False  # physically right; AFSD does not
+    color_jitter: float = 0.0  # deviation of a random affine map of RGB values, one a training window; 0: off
     shuffle_labels: bool = False  # control experiment: training labels permuted among all instances
     read_threads: int = 2  # of the Grain pipeline
     workers: int = 0  # processes of the Grain pipeline; 0 reads in this process
@@ -272,6 +273,7 @@ def validate(config: Config) -> None:
         (data.num_frames % 16 == 0, "data.num_frames must be a multiple of 16, the stride of the coarsest level"),
         (data.crop_size >= 16, "data.crop_size must be at least 16 pixels"),
         (0 <= data.flip_prob <= 1, "data.flip_prob is a probability"),
+        (data.color_jitter >= 0, "data.color_jitter must not be negative"),
         (train.batch_size % train.accumulate == 0, "train.batch_size must be a multiple of train.accumulate"),
         (train.epochs > 0 and train.batch_size > 0, "train.epochs and train.batch_size must be positive"),
         (train.learning_rate > 0, "train.learning_rate must be positive"),

@@ -112,6 +112,33 @@ def test_padding(batch, pad_value, train, expected):
         assert np.unique(out[name][4, 0]).size > 100 and np.unique(out[name][3, 2]).size > 100
 
 
+def test_color_jitter_is_one_affine_map_a_window(batch):
+    """Catches a draw per frame (flicker), a map that reaches the flow or the padding, and two windows alike."""
+    config = DataConfig(crop_size=SIZE, flip_prob=0.0, color_jitter=0.1)
+    narrow = {**batch, "rgb": 96 + batch["rgb"] // 4}  # far from the ends, so that nothing is cut
+    out = run(narrow, config)
+    np.testing.assert_allclose(out["flow"][0], scale(batch["flow"][0]), atol=1e-6)
+    assert (out["rgb"][4, 1:] == 0).all()
+    maps = []
+    for i in (0, 1):
+        before = scale(narrow["rgb"][i]).reshape(-1, 3)
+        design = np.concatenate([before, np.ones((len(before), 1))], axis=1)
+        solution, residual, *_ = np.linalg.lstsq(design, out["rgb"][i].reshape(-1, 3), rcond=None)
+        assert residual.max() < 1e-6
+        maps.append(solution)
+    assert 0.02 < np.abs(maps[0][:3] - np.eye(3)).max() < 0.5 and np.abs(maps[0][3]).max() > 0.005
+    assert np.abs(maps[0] - maps[1]).max() > 0.02
+    means = [run(narrow, config, seed)["rgb"][0].mean() for seed in range(40)]
+    assert 0.02 < np.std(means) < 0.2  # the mean of three offsets of deviation 0.1 has 0.058
+
+
+def test_color_jitter_stays_in_range_and_out_of_testing(batch):
+    """Catches values beyond [-1, 1], which no byte gives, and jittered test inputs."""
+    config = DataConfig(crop_size=SIZE, color_jitter=2.0)
+    assert np.abs(run(batch, config)["rgb"]).max() == 1
+    np.testing.assert_allclose(run(batch, config, train=False)["rgb"][0], scale(batch["rgb"][0]), atol=1e-6)
+
+
 def test_range(batch):
     """Bytes 0 and 255 are exactly -1 and 1."""
     frames = np.zeros((1, 1, 32, 32, 3), np.uint8)

@@ -8,8 +8,9 @@ import pytest
 from sptad_jax.models import conv3d
 from tests.reference.arrays import close, normal
 
-# every (kernel, stride) pair of the network
-KERNELS = [((7, 7, 7), (2, 2, 2)), ((3, 3, 3), (1, 1, 1)), ((1, 1, 1), (1, 1, 1))]
+# every (kernel, stride) pair of the network, then an even kernel and one stride that differs from axis to axis
+KERNELS = [((7, 7, 7), (2, 2, 2)), ((3, 3, 3), (1, 1, 1)), ((1, 1, 1), (1, 1, 1)), ((2, 4, 3), (1, 1, 1)),
+           ((3, 3, 5), (2, 1, 2))]
 POOLS = [((1, 3, 3), (1, 2, 2)), ((3, 3, 3), (2, 2, 2)), ((2, 2, 2), (2, 2, 2)), ((3, 3, 3), (1, 1, 1))]
 SIZES = [(8, 10, 12), (9, 7, 5), (1, 2, 3), (5, 2, 2), (6, 1, 3)]  # the last two: maps that become columns
 

@@ -1,4 +1,4 @@
-"""Cropping, flipping and scaling of uint8 windows on the device (paper 4.1)."""
+"""Cropping, flipping, colouring and scaling of uint8 windows on the device (paper 4.1)."""
 
 from collections.abc import Mapping
 
@@ -15,11 +15,13 @@ def prepare(
 
     Training cuts one random square out of each window and flips it with probability `flip_prob`; every frame of the
     window and both streams share the draw. Testing cuts the central square. Bytes become x / 255 * 2 - 1 (as AFSD,
-    AFSD/common/thumos_dataset.py:264), then frames from num_frames on get the padding value.
+    AFSD/common/thumos_dataset.py:264). With `color_jitter` s, training maps the RGB values v of a window to M v + b,
+    kept in [-1, 1], where M is the identity plus normal noise of deviation s and b is such noise: brightness, contrast,
+    hue and saturation in one draw, alike in all frames. Then frames from num_frames on get the padding value.
 
     Args:
       batch: "rgb" uint8 [B, F, H, W, 3] and/or "flow" uint8 [B, F, H, W, 2], and "num_frames" int32 [B].
-      config: crop_size, random_crop, flip_prob, flip_negates_flow_x and pad_value are read.
+      config: crop_size, random_crop, flip_prob, flip_negates_flow_x, color_jitter and pad_value are read.
       key: random key of the step; needed in training only.
       train: augment, or not.
 
@@ -54,8 +56,17 @@ def prepare(
             flipped = flipped.at[..., 0].set(255 - flipped[..., 0])
         frames = jnp.where(flips[:, None, None, None, None], flipped, frames)
         scaled = (frames.astype(jnp.float32) * 2 - 255) / 255  # in this order 255 is exactly 1
+        if name == "rgb" and train and config.color_jitter:
+            scaled = _jitter_colors(scaled, config.color_jitter, jax.random.fold_in(key, 1))  # type: ignore[arg-type]
         inputs[name] = jnp.where(real[:, :, None, None, None], scaled, pad_value)
     return inputs
+
+
+def _jitter_colors(rgb: jax.Array, strength: float, key: jax.Array) -> jax.Array:
+    """A random affine map of the colours of each window, float32 [B, F, H, W, 3] in [-1, 1]."""
+    noise = strength * jax.random.normal(key, (rgb.shape[0], 4, 3))
+    mixed = jnp.einsum("bfhwc,bcd->bfhwd", rgb, noise[:, :3] + jnp.eye(3))
+    return jnp.clip(mixed + noise[:, None, None, 3:4], -1.0, 1.0)
 
 
 def _crop(frames: jax.Array, offsets: jax.Array, crop: int) -> jax.Array:

@@ -1,5 +1,6 @@
 """3.2.2: windows -> last stage x clip probability -> detections of whole videos -> mAP."""
 
+import functools
 import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,6 +16,7 @@ from sptad_jax.data.pipeline import make_test_batches
 from sptad_jax.evaluation.average_precision import evaluate, load_ground_truth
 from sptad_jax.files import write_json
 from sptad_jax.inference.postprocess import load_external_scores, postprocess_video, write_detections
+from sptad_jax.models.conv3d import compiler_options
 from sptad_jax.models.sptad import SPTAD, final_predictions
 from sptad_jax.training.metrics import Progress
 
@@ -25,7 +27,7 @@ def make_forward(config: Config, num_classes: int) -> Forward:
     """Jitted (variables, batch) -> {"class_prob" [B,N,A], "segments_norm" [B,N,2], "clip_prob" [B,A]}, float32."""
     model = SPTAD(config.model, num_classes)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler_options(config.model.compute_dtype))
     def forward(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         inputs = augment.prepare(batch, config.data, None, train=False)
         frame_mask = jnp.arange(config.data.num_frames) < batch["num_frames"][:, None]

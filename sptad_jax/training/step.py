@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from sptad_jax.config import Config
 from sptad_jax.data import augment
+from sptad_jax.models.conv3d import compiler_options
 from sptad_jax.models.sptad import SPTAD
 from sptad_jax.training import losses, optimizer
 
@@ -118,7 +119,9 @@ def make_train_step(
         )
         return state, metrics
 
-    return jax.jit(train_step, donate_argnums=(0,))
+    return jax.jit(
+        train_step, donate_argnums=(0,), compiler_options=compiler_options(config.model.compute_dtype)
+    )
 
 
 def _accumulate(gradient: Callable, state: TrainState, batch: Batch, num_positives: Array, keys: Any, count: int):
