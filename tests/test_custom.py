@@ -319,7 +319,8 @@ def test_real_video_is_an_activitynet_example(shared, tmp_path):
     for i in (0, 1, 17, 30, 44, 59):
         shown = np.searchsorted(starts, i / video.fps + 1e-3, side="right") - 1
         gaps = [np.abs(frames[i] - pictures[j]).mean() for j in range(len(pictures))]
-        assert gaps[shown] < 1 and gaps[shown] == min(gaps), (i, shown, int(np.argmin(gaps)))
+        # OpenCV rounds colours down, by 1.3 on average; test_video compares with the exact ones
+        assert gaps[shown] < 2.5 and gaps[shown] == min(gaps), (i, shown, int(np.argmin(gaps)))
     assert [row.label for row in video.annotations] == [row["label"] for row in truth["annotations"]]
     for row, expected in zip(video.annotations, truth["annotations"]):
         np.testing.assert_allclose(row.segment_sec, np.minimum(expected["segment"], video.duration_sec), atol=1e-6)

@@ -1,9 +1,12 @@
 """Decoding against videos whose frames tell their own number."""
 
 import av
+import cv2
 import numpy as np
 import pytest
+from av.video.reformatter import VideoReformatter
 
+from sptad_jax.data import video as video_module
 from sptad_jax.data.video import decode_video, read_frames_at, write_video
 from sptad_jax.errors import UserError
 
@@ -40,6 +43,42 @@ def test_colour_and_place(tmp_path):
     np.testing.assert_allclose(frame[3, 3], (220, 30, 30), atol=12)
     np.testing.assert_allclose(frame[12, 12], (30, 30, 220), atol=12)
     np.testing.assert_allclose(frame[3, 12], (0, 0, 0), atol=12)
+
+
+def exact_picture(frame, size, matrix, full_range):
+    """In float64: the standard's formula on every pixel, colours repeated over their block, then the mean of areas."""
+    y, u, v = (np.frombuffer(p, np.uint8).reshape(p.height, p.line_size)[:, :p.width].astype(float)
+               for p in frame.planes)
+    u, v = (np.kron(p, np.ones((y.shape[0] // p.shape[0], y.shape[1] // p.shape[1]))) - 128 for p in (u, v))
+    if not full_range:
+        y, u, v = (y - 16) * 255 / 219, u * 255 / 224, v * 255 / 224
+    red, blue = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}[matrix]  # ITU-R BT.601, BT.709
+    r, b = y + 2 * (1 - red) * v, y + 2 * (1 - blue) * u
+    rgb = np.stack([r, (y - red * r - blue * b) / (1 - red - blue), b], axis=-1)
+    rows, columns = (length // size for length in y.shape)
+    return rgb.clip(0, 255).reshape(size, rows, size, columns, 3).mean(axis=(1, 3))
+
+
+@pytest.mark.parametrize(("pixels", "full_range"), [("yuv420p", False), ("yuv422p", False), ("yuv444p", False),
+                                                    ("yuvj420p", True), ("yuv420p", True), ("nv12", False)])
+@pytest.mark.parametrize("matrix", ["bt601", "bt709"])
+@pytest.mark.parametrize("factor", [2, 6])
+def test_pixels_are_exact(pixels, full_range, matrix, factor):
+    """Planes are resized before they become RGB: catches a wrong matrix or range, swapped or shifted planes, and
+    (nv12, whose planes are of another kind) a format that must take the other way."""
+    size = 24
+    smooth = np.random.default_rng(0).integers(60, 200, (6, 6, 3)).astype(np.float32)
+    image = cv2.resize(smooth, (size * factor, size * factor), interpolation=cv2.INTER_LINEAR).astype(np.uint8)
+    frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(
+        format=pixels, dst_colorspace={"bt601": "itu601", "bt709": "itu709"}[matrix],
+        dst_color_range="JPEG" if full_range else "MPEG")
+    frame.colorspace = {"bt601": 5, "bt709": 1}[matrix]  # as decoders set it: AVCOL_SPC_BT470BG, AVCOL_SPC_BT709
+    frame.color_range = 2 if full_range else 1
+    ours = video_module._to_square(frame, size, VideoReformatter()).astype(float)
+    other = frame.reformat(format="yuv420p") if pixels == "nv12" else frame
+    gap = ours - exact_picture(other, size, matrix, full_range)
+    bias = 2.5 if pixels == "nv12" else 0.8  # FFmpeg's conversion of whole pictures rounds down
+    assert np.abs(gap).max() < 6 and abs(gap.mean()) < bias, (np.abs(gap).max(), gap.mean())
 
 
 def test_shrinking_averages(tmp_path):
