@@ -17,7 +17,7 @@ import time
 
 import numpy as np
 
-from benchmarks.timing import report
+from benchmarks.timing import report, time_in_turns
 from data_prep.custom import prepare
 from data_prep.decode import FrameSettings
 from sptad_jax.config import Config, DataConfig, TrainConfig
@@ -88,34 +88,9 @@ def read(folder: pathlib.Path, threads: int, workers: int, count: int) -> dict[s
 
 def time_step() -> float:
     """Median seconds of a full-size two-stream training step on one window of random bytes."""
-    import jax
+    from benchmarks.train_step import make_step
 
-    from sptad_jax.training import sharding
-    from sptad_jax.training.optimizer import make_optimizer
-    from sptad_jax.training.step import create_state, init_variables, make_train_step
-
-    config = Config(train=TrainConfig(batch_size=1))
-    mesh = sharding.make_mesh(1)
-    variables = init_variables(config, 20)
-    tx, _, _ = make_optimizer(variables["params"], config, 100)
-    state = sharding.replicate(create_state(variables, tx, config), mesh)
-    rng = np.random.default_rng(0)
-    slots = config.data.max_targets
-    batch = sharding.shard_batch({
-        "rgb": rng.integers(0, 256, (1, 256, SIZE, SIZE, 3), dtype=np.uint8),
-        "flow": rng.integers(0, 256, (1, 256, SIZE, SIZE, 2), dtype=np.uint8),
-        "segments_norm": np.sort(rng.random((1, slots, 2), np.float32)), "labels": np.zeros((1, slots), np.int32),
-        "valid": np.arange(slots)[None] < 5, "clip_labels": np.zeros((1, 20), np.float32),
-        "num_frames": np.full(1, 256, np.int32),
-    }, mesh)  # fmt: skip
-    step = make_train_step(config, 20, tx, mesh)
-    seconds = []
-    for _ in range(4):
-        start = time.perf_counter()
-        state, metrics = step(state, batch)
-        jax.block_until_ready((state.params, metrics))
-        seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds[1:]))  # the first compiles
+    return float(np.median(time_in_turns({"step": make_step(Config(train=TrainConfig(batch_size=1)))}, 3)["step"]))
 
 
 def peak_mib() -> float:
