@@ -28,6 +28,7 @@ from sptad_jax.errors import UserError, report_errors
 from sptad_jax.evaluation.average_precision import format_row
 from sptad_jax.files import write_json
 from sptad_jax.inference.predict import evaluate_state, make_forward
+from sptad_jax.models.conv3d import compiler_options
 from sptad_jax.models.pretrained import load_i3d
 from sptad_jax.report.page import dataset_frames, write_report
 from sptad_jax.training import loop, sharding
@@ -52,7 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         raise UserError(f"--workdir {workdir}: cannot write there ({error.strerror}); choose another.") from error
 
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a run that starts again need not compile again
+    # A run that starts again need not compile again; only programs that call oneDNN cannot be kept, jax 0.12 warns.
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not compiler_options(config.model.compute_dtype):
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
 
     # --- Mesh ---

@@ -56,3 +56,16 @@ def test_max_pool_is_the_obvious_loop(window, strides, size):
         pooled, vjp = jax.vjp(lambda x, mode=mode: conv3d.max_pool3d(x, window, strides, mode), x)
         np.testing.assert_array_equal(pooled, expected)
         np.testing.assert_allclose(vjp(jnp.ones_like(pooled) * jnp.asarray([1.0, 2.0]))[0], gradient, rtol=1e-6)
+
+
+def test_compiler_options():
+    """A dtype by its config name that is not recognised leaves bfloat16 ten times slower, without any other sign; the
+    option must not reach float32 programs, nor be one that this jaxlib refuses."""
+    assert conv3d.compiler_options("float32") is None
+    options = conv3d.compiler_options("bfloat16")
+    assert options and options == conv3d.compiler_options(jnp.bfloat16)
+    x = jnp.asarray(normal(0, (2, 4, 6, 6, 3)), jnp.bfloat16)
+    kernel = jnp.asarray(normal(1, (3, 3, 3, 3, 8)), jnp.bfloat16)
+    fast = jax.jit(conv3d.conv3d, static_argnums=(2, 3), compiler_options=options)(x, kernel, (1, 1, 1), "decomposed")
+    exact = conv3d.conv3d(x.astype(jnp.float32), kernel.astype(jnp.float32), (1, 1, 1), "direct")
+    np.testing.assert_allclose(fast.astype(jnp.float32), exact, atol=0.02 * float(jnp.abs(exact).max()))

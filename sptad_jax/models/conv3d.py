@@ -22,7 +22,7 @@ def compiler_options(dtype: Any) -> dict[str, bool | str] | None:
     takes the option without effect.
     """
     on_cpu = jax.default_backend() == "cpu"
-    return {"xla_cpu_experimental_onednn_custom_call": True} if on_cpu and dtype == jnp.bfloat16 else None
+    return {"xla_cpu_experimental_onednn_custom_call": True} if on_cpu and jnp.dtype(dtype) == jnp.bfloat16 else None
 
 
 def same_padding(size: int, window: int, stride: int) -> tuple[int, int]:
