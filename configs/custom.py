@@ -4,8 +4,8 @@
         --frame-size 56 --flow dis --bound 4 --flow-size 112
     python train.py --config configs/custom.py --workdir runs/mine --set data.dataset_dir=data/mine
 
-Hardware: 2 cores, 6 GB. On a CPU with bfloat16 units and Python 3.12 add `--set model.compute_dtype=bfloat16`: 1.8
-times as fast, 2.9 steps a second. On motion16 (1.7 hours of video to train on, 16 classes, other people in the test)
+Hardware: 2 cores, 6 GB. On a CPU with bfloat16 units and Python 3.12 add `--set model.compute_dtype=bfloat16`: twice
+as fast, 2.9 steps a second. On motion16 (1.7 hours of video to train on, 16 classes, other people in the test)
 these 13 epochs, 8307 steps, give an average mAP@[.3:.7] of 24.1 (measured in bfloat16, 83 minutes on shared cores), and
 66.4 on the training videos: what is missing there is variety, not steps.
 """
