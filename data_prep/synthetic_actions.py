@@ -1,8 +1,8 @@
 """What happens in a synthetic video and when: classes, durations, timelines and the movement of an actor.
 
-The eight classes come in four pairs; within a pair the second action is the first one played backwards, so that a
-single frame cannot tell the two apart and the order of frames must be seen. Two pairs (spin, orbit) turn into each
-other in a mirror: train on them with `data.flip_prob = 0`.
+The ten classes come in five pairs; within a pair the second action is the first one played backwards, so that a
+single frame cannot tell the two apart and the order of frames must be seen. The classes of three pairs (spin, orbit,
+slide) turn into each other in a mirror: train on them with `data.flip_prob = 0`.
 
 Lengths are shares of the picture's height, times are seconds, angles radians, y points down as in an image.
 """
@@ -20,8 +20,10 @@ CLASSES = (
     "shrink_fast_swell_slow",
     "rise_fast_sink_slow",
     "sink_fast_rise_slow",
+    "slide_left_fast_right_slow",
+    "slide_right_fast_left_slow",
 )
-SPIN, ORBIT, SWELL, RISE = range(4)  # the pairs, in the order of CLASSES
+SPIN, ORBIT, SWELL, RISE, SLIDE = range(5)  # the pairs, in the order of CLASSES
 PAIRS = tuple((CLASSES[i], CLASSES[i + 1]) for i in range(0, len(CLASSES), 2))
 
 # Quantiles of the duration of a THUMOS14 instance (training annotation, 10 fps); the two ends are ours.
@@ -29,13 +31,13 @@ DURATION_QUANTILES = (0.0, 0.05, 0.25, 0.50, 0.75, 0.90, 0.95, 1.0)
 DURATIONS_SEC = (0.6, 0.7, 1.5, 2.9, 5.5, 8.0, 9.7, 13.0)
 
 RAMP_SEC = 0.3  # an action gains and loses its speed over this time
-SPIN_HZ = 0.65  # turns a second
+SPIN_HZ = 0.4  # turns a second: at 10 fps flow follows 14 degrees a frame, and loses a rim that turns much faster
 ORBIT_HZ = 0.7
-SWELL_HZ = 0.9  # cycles a second of swelling
-RISE_HZ = 0.9  # cycles a second of rising
+SWELL_HZ = 0.6  # cycles a second of swelling
+SWAY_HZ = 0.9  # cycles a second of rising and sliding
 FAST_SHARE = 0.15  # of a cycle, taken by its fast half: a snap, so that the slow half tells the class
 ORBIT_RADIUS = 0.14
-RISE_AMPLITUDE = 0.16  # up and down from the middle
+SWAY_AMPLITUDE = 0.16  # of rising and sliding, to either side of the middle
 SCALE_RANGE = (0.35, 1.0)
 MIN_GAP_SEC = 0.5  # between two actions of one actor
 
@@ -157,10 +159,11 @@ def move_actor(lane: list[Instance], times_sec: np.ndarray, rng: np.random.Gener
             values = cycle_value(phase_of_value(size, rng) + SWELL_HZ * turns)
             poses[now, 3] = (low + (high - low) * values)[now]
             size = float(values[-1])
-        else:  # RISE: value 1 is the highest point, hence the smallest y
-            height = float(np.clip(-offset[1], -RISE_AMPLITUDE, RISE_AMPLITUDE))
-            values = cycle_value(phase_of_value((height / RISE_AMPLITUDE + 1) / 2, rng) + RISE_HZ * turns)
-            poses[now, 1] = (offset[1] + height - RISE_AMPLITUDE * (2 * values - 1))[now]
+        else:  # RISE or SLIDE: value 1 is the highest or leftmost point, hence the smallest y or x
+            axis = 1 if pair == RISE else 0
+            height = float(np.clip(-offset[axis], -SWAY_AMPLITUDE, SWAY_AMPLITUDE))
+            values = cycle_value(phase_of_value((height / SWAY_AMPLITUDE + 1) / 2, rng) + SWAY_HZ * turns)
+            poses[now, axis] = (offset[axis] + height - SWAY_AMPLITUDE * (2 * values - 1))[now]
         offset = poses[-1, :2].copy()
     return poses
 

@@ -138,6 +138,9 @@ def test_pixels_show_the_label(seed: int) -> None:
     for label, sign in (("rise_fast_sink_slow", 1), ("sink_fast_rise_slow", -1)):
         climb = -sign * np.diff(measure(draw_clean(label, seed))[0][:, 1])
         assert climb.max() > 2 * -climb.min() > 0
+    for label, sign in (("slide_left_fast_right_slow", 1), ("slide_right_fast_left_slow", -1)):
+        leftwards = -sign * np.diff(measure(draw_clean(label, seed))[0][:, 0])
+        assert leftwards.max() > 2 * -leftwards.min() > 0
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -161,7 +164,7 @@ def test_looks_do_not_depend_on_classes() -> None:
     """Catches a look, home, camera or distractor drawn from the stream of random numbers that the classes use."""
     plan = plan_video(Settings(), "train", 3)
     other = dataclasses.replace(plan, lanes=[
-        [dataclasses.replace(x, label=CLASSES[(CLASSES.index(x.label) + 5) % 8]) for x in lane] for lane in plan.lanes])
+        [dataclasses.replace(x, label=CLASSES[(CLASSES.index(x.label) + 5) % 10]) for x in lane] for lane in plan.lanes])
     one, two = (synthetic_scene.build_scene(p, Settings()) for p in (plan, other))
     for a, b in zip(one.actors, two.actors, strict=True):
         np.testing.assert_array_equal(a.patch, b.patch)
