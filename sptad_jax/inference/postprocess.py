@@ -97,7 +97,7 @@ def soft_nms(
     `segments_se` is [n, 2] and `scores` [n]. Stops when no score reaches `min_score` (or is positive); of equal scores
     the first is taken. Returns the indices kept, in the order taken, and their decayed scores: [k], [k], descending.
     """
-    decayed = _greedy(segments_se[None], scores[None], _gaussian(sigma), min_score)[0]
+    decayed = greedy_nms(segments_se[None], scores[None], gaussian_decay(sigma), min_score)[0]
     order = np.argsort(-decayed, kind="stable")[: np.count_nonzero(decayed > 0)]
     return order, decayed[order]
 
@@ -107,7 +107,7 @@ def hard_nms(segments_se: np.ndarray, scores: np.ndarray, max_tiou: float) -> np
 
     `segments_se` is [n, 2], `scores` [n] positive; of equal scores the first is taken.
     """
-    kept = _greedy(segments_se[None], scores[None], _box(max_tiou), 0.0)[0]
+    kept = greedy_nms(segments_se[None], scores[None], box_decay(max_tiou), 0.0)[0]
     return np.argsort(-kept, kind="stable")[: np.count_nonzero(kept > 0)]
 
 
@@ -212,26 +212,29 @@ def _suppress(score: np.ndarray, segments_sec: np.ndarray, label: np.ndarray, co
     if config.nms == "soft" and not config.nms_sigma > 0:
         raise UserError(f"inference.nms_sigma is {config.nms_sigma}; it must be positive.")
     soft = config.nms == "soft"
-    decay, floor = (_gaussian(config.nms_sigma), config.nms_min_score) if soft else (_box(config.nms_tiou), 0.0)
+    decay = gaussian_decay(config.nms_sigma) if soft else box_decay(config.nms_tiou)
+    floor = config.nms_min_score if soft else 0.0
     group = np.unique(label, return_inverse=True)[1] if config.nms_per_class else np.zeros_like(label)
     column = _rank_in_group(group)
     shape = (int(group.max()) + 1, int(column.max()) + 1)
     padded_score, padded_segments = np.zeros(shape), np.zeros((*shape, 2))
     padded_score[group, column], padded_segments[group, column] = score, segments_sec
-    after = _greedy(padded_segments, padded_score, decay, floor)[group, column]
+    after = greedy_nms(padded_segments, padded_score, decay, floor)[group, column]
     kept = after > 0
     return after[kept], segments_sec[kept], label[kept]
 
 
-def _gaussian(sigma: float) -> Callable[[np.ndarray], np.ndarray]:
+def gaussian_decay(sigma: float) -> Callable[[np.ndarray], np.ndarray]:
+    """tIoU -> factor exp(-tIoU^2 / sigma) of Gaussian soft-NMS."""
     return lambda tiou: np.exp(tiou * tiou * (-1.0 / sigma))
 
 
-def _box(max_tiou: float) -> Callable[[np.ndarray], np.ndarray]:
+def box_decay(max_tiou: float) -> Callable[[np.ndarray], np.ndarray]:
+    """tIoU -> 0 above `max_tiou`, else 1: plain NMS."""
     return lambda tiou: (tiou <= max_tiou).astype(np.float64)
 
 
-def _greedy(
+def greedy_nms(
     segments_se: np.ndarray, scores: np.ndarray, decay: Callable[[np.ndarray], np.ndarray], min_score: float
 ) -> np.ndarray:
     """Exact greedy suppression of G independent groups at once: every turn takes the best of each and decays the rest.
