@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.timing import report, time_in_turns
 from sptad_jax.evaluation import average_precision
-from sptad_jax.inference.postprocess import gaussian_decay, greedy_nms
+from sptad_jax.inference.nms import gaussian_decay, greedy_nms
 
 VIDEOS, CLASSES, PER_VIDEO, DURATION_SEC = 4728, 200, 100, 120.0
 TIOUS = [round(0.5 + 0.05 * i, 2) for i in range(10)]

@@ -17,8 +17,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 GEOMETRY, SOI = "sptad_jax/segments.py", "sptad_jax/models/soi_align.py"
 HEAD = "sptad_jax/models/detection_head.py"
 LOSSES, MATCHING = "sptad_jax/training/losses.py", "sptad_jax/training/matching.py"
-POST, AP, WINDOWS = (
-    "sptad_jax/inference/postprocess.py", "sptad_jax/evaluation/average_precision.py", "sptad_jax/data/windows.py")
+NMS, POST = "sptad_jax/inference/nms.py", "sptad_jax/inference/postprocess.py"
+AP, WINDOWS = "sptad_jax/evaluation/average_precision.py", "sptad_jax/data/windows.py"
+TESTS = {NMS: "tests/test_postprocess.py"}  # where they are not called after the module
 
 # what is wrong, file, the text as it is, the text with the fault
 FAULTS = (
@@ -61,8 +62,11 @@ FAULTS = (
     ("matching: missing stop-gradient", MATCHING,
      "class_logits, segments_se = jax.lax.stop_gradient((class_logits, segments_se))\n    num", "num"),
     ("matching: padded targets cost", MATCHING, "jnp.where(valid[None, :, None, :], cost, 0.0)", "cost"),
-    ("soft-NMS: tIoU not squared", POST, "np.exp(tiou * tiou * (-1.0 / sigma))", "np.exp(tiou * (-1.0 / sigma))"),
-    ("NMS: a tIoU of just the limit is suppressed", POST, "(tiou <= max_tiou)", "(tiou < max_tiou)"),
+    ("soft-NMS: tIoU not squared", NMS, "np.exp(tiou * tiou * (-1.0 / sigma))", "np.exp(tiou * (-1.0 / sigma))"),
+    ("NMS: a tIoU of just the limit is suppressed", NMS, "(tiou <= max_tiou)", "(tiou < max_tiou)"),
+    ("NMS: ties in reverse order", NMS, "(first < name[other])", "(first > name[other])"),
+    ("NMS: a stretch of time does not see the next", NMS, "for neighbours in (left[taken], right[taken])",
+     "for neighbours in (left[taken],)"),
     ("NMS: across classes", POST, "np.unique(label, return_inverse=True)[1] if config.nms_per_class",
      "np.unique(label, return_inverse=True)[1] if not config.nms_per_class"),
     ("windows to seconds: the start is forgotten", POST,
@@ -88,7 +92,7 @@ def plant(fault: tuple[str, str, str, str], folder: pathlib.Path) -> bool:
         raise SystemExit(f"{name}: {healthy!r} stands there {source.count(healthy)} times, not once; mend the list")
     (folder / name).write_text(source.replace(healthy, faulty), encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(folder)}  # ahead of the installed checkout
-    tests = f"tests/test_{pathlib.Path(name).stem}.py"
+    tests = TESTS.get(name, f"tests/test_{pathlib.Path(name).stem}.py")
     try:
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-n", "0", tests]
         return subprocess.run(command, cwd=folder, env=environment, capture_output=True).returncode == 1

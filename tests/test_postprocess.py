@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sptad_jax.config import InferenceConfig
 from sptad_jax.errors import UserError
-from sptad_jax.inference import postprocess
+from sptad_jax.inference import nms, postprocess
 from tests.reference import soft_nms as reference
 
 RAW = InferenceConfig(combine="none", nms="none", min_score=0.0)
@@ -47,7 +47,7 @@ def _split(rows):
 def test_soft_nms_equals_the_loop(rows, sigma, min_score):
     """Order, decay, ties, zero lengths and the floor; many rows also cross the step that drops finished ones."""
     segments, scores = _split(rows)
-    index, decayed = postprocess.soft_nms(segments, scores, sigma, min_score)
+    index, decayed = nms.soft_nms(segments, scores, sigma, min_score)
     wanted = reference.soft_nms(segments, scores, sigma, min_score)
     assert decayed == pytest.approx([score for _, score in wanted], rel=1e-9)
     assert dict(zip(index.tolist(), decayed.tolist())) == pytest.approx(dict(wanted), rel=1e-9)
@@ -58,7 +58,7 @@ def test_soft_nms_equals_the_loop(rows, sigma, min_score):
 def test_hard_nms_equals_the_loop(rows, max_tiou):
     """A tIoU of exactly the threshold is kept; chains (A over B over C) must not suppress C through B."""
     segments, scores = _split(rows)
-    assert postprocess.hard_nms(segments, scores, max_tiou).tolist() == reference.hard_nms(segments, scores, max_tiou)
+    assert nms.hard_nms(segments, scores, max_tiou).tolist() == reference.hard_nms(segments, scores, max_tiou)
 
 
 def test_soft_nms_on_large_random_input_equals_the_loop():
@@ -66,17 +66,37 @@ def test_soft_nms_on_large_random_input_equals_the_loop():
     rng = np.random.default_rng(0)
     start = rng.uniform(0, 50, 300)
     segments, scores = np.stack([start, start + rng.uniform(1, 20, 300)], -1), rng.uniform(size=300)
-    index, decayed = postprocess.soft_nms(segments, scores, 0.3, 0.01)
+    index, decayed = nms.soft_nms(segments, scores, 0.3, 0.01)
     wanted = reference.soft_nms(segments, scores, 0.3, 0.01)
     assert index.tolist() == [i for i, _ in wanted] and 20 < len(wanted) < 300
     assert decayed == pytest.approx([score for _, score in wanted], rel=1e-9)
 
 
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10**6), st.sampled_from([0.5, 2.0, 20.0]), st.integers(1, 4), st.booleans())
+def test_suppression_over_a_long_video_equals_the_loop(seed, longest, groups, soft):
+    """Many stretches of time taken in parallel: a neighbour forgotten, a stretch that takes before a better neighbour,
+    groups that see each other, ties (scores are few) between stretches."""
+    rng = np.random.default_rng(seed)
+    start = np.round(rng.uniform(0, 150, (groups, 250)), 1)
+    segments = np.stack([start, start + np.round(rng.uniform(0, longest, start.shape), 1)], -1)
+    scores = rng.integers(0, 12, start.shape) / 12
+    decay = nms.gaussian_decay(0.4) if soft else nms.box_decay(0.3)
+    found = nms.greedy_nms(segments, scores, decay, 0.05)
+    for row in range(groups):
+        if soft:
+            wanted = dict(reference.soft_nms(segments[row], scores[row], 0.4, 0.05))
+        else:
+            kept = reference.hard_nms(segments[row], scores[row], 0.3)
+            wanted = {i: scores[row, i] for i in kept if scores[row, i] >= 0.05}
+        assert {i: v for i, v in enumerate(found[row].tolist()) if v} == pytest.approx(wanted, rel=1e-9)
+
+
 def test_two_identical_segments_decay_by_the_published_factor():
     """exp(-1 / 0.5) = 0.1353; a linear soft-NMS or tIoU that is not squared over sigma differs elsewhere."""
-    index, decayed = postprocess.soft_nms(np.array([[1.0, 2.0], [1.0, 2.0]]), np.array([1.0, 1.0]), 0.5, 0.001)
+    index, decayed = nms.soft_nms(np.array([[1.0, 2.0], [1.0, 2.0]]), np.array([1.0, 1.0]), 0.5, 0.001)
     assert index.tolist() == [0, 1] and decayed == pytest.approx([1.0, math.exp(-2)])
-    _, decayed = postprocess.soft_nms(np.array([[0.0, 2.0], [1.0, 3.0]]), np.array([1.0, 1.0]), 0.5, 0.001)
+    _, decayed = nms.soft_nms(np.array([[0.0, 2.0], [1.0, 3.0]]), np.array([1.0, 1.0]), 0.5, 0.001)
     assert decayed[1] == pytest.approx(math.exp(-2 / 9))
 
 
@@ -247,7 +267,7 @@ def test_sorted_by_score_and_plain_python_values():
 
 def test_nothing_in_nothing_out():
     """No window, or no score above the cut, is an empty list for every kind of NMS."""
-    for config in (InferenceConfig(nms=nms, edge_rule=True) for nms in ("soft", "hard", "none")):
+    for config in (InferenceConfig(nms=kind, edge_rule=True) for kind in ("soft", "hard", "none")):
         assert _run(np.zeros((2, 3, 3)), np.zeros((2, 3, 2)), config, np.zeros((2, 3))) == []
         assert _run(np.zeros((0, 3, 3)), np.zeros((0, 3, 2)), config, np.zeros((0, 3))) == []
 

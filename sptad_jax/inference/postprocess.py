@@ -6,7 +6,7 @@ and redundant detections, which overlapping windows produce, are suppressed by s
 
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from sptad_jax.config import InferenceConfig
 from sptad_jax.errors import UserError
 from sptad_jax.files import write_text
+from sptad_jax.inference.nms import box_decay, gaussian_decay, greedy_nms
 
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # score [n], segments_sec [n, 2], class index [n]
 TIME_DECIMALS = 4  # times are rounded to 0.1 ms, far below a frame, so that files stay small; scores are not rounded
@@ -87,28 +88,6 @@ def adjust_scores(class_prob: np.ndarray, clip_prob: Any | None, combine: str) -
         return class_prob
     product = class_prob * np.asarray(clip_prob, np.float64)[:, None, :]
     return np.sqrt(product) if combine == "sqrt" else product
-
-
-def soft_nms(
-    segments_se: np.ndarray, scores: np.ndarray, sigma: float, min_score: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Gaussian soft-NMS (Bodla et al. 2017): the best one decays the others by exp(-tIoU^2 / sigma), and so on.
-
-    `segments_se` is [n, 2] and `scores` [n]. Stops when no score reaches `min_score` (or is positive); of equal scores
-    the first is taken. Returns the indices kept, in the order taken, and their decayed scores: [k], [k], descending.
-    """
-    decayed = greedy_nms(segments_se[None], scores[None], gaussian_decay(sigma), min_score)[0]
-    order = np.argsort(-decayed, kind="stable")[: np.count_nonzero(decayed > 0)]
-    return order, decayed[order]
-
-
-def hard_nms(segments_se: np.ndarray, scores: np.ndarray, max_tiou: float) -> np.ndarray:
-    """Greedy NMS: indices of the segments kept, in descending score; a tIoU of just `max_tiou` is tolerated.
-
-    `segments_se` is [n, 2], `scores` [n] positive; of equal scores the first is taken.
-    """
-    kept = greedy_nms(segments_se[None], scores[None], box_decay(max_tiou), 0.0)[0]
-    return np.argsort(-kept, kind="stable")[: np.count_nonzero(kept > 0)]
 
 
 def touches_overlap(segments_sec: np.ndarray, window_start_sec: np.ndarray, window_length_sec: float) -> np.ndarray:
@@ -222,50 +201,3 @@ def _suppress(score: np.ndarray, segments_sec: np.ndarray, label: np.ndarray, co
     after = greedy_nms(padded_segments, padded_score, decay, floor)[group, column]
     kept = after > 0
     return after[kept], segments_sec[kept], label[kept]
-
-
-def gaussian_decay(sigma: float) -> Callable[[np.ndarray], np.ndarray]:
-    """tIoU -> factor exp(-tIoU^2 / sigma) of Gaussian soft-NMS."""
-    return lambda tiou: np.exp(tiou * tiou * (-1.0 / sigma))
-
-
-def box_decay(max_tiou: float) -> Callable[[np.ndarray], np.ndarray]:
-    """tIoU -> 0 above `max_tiou`, else 1: plain NMS."""
-    return lambda tiou: (tiou <= max_tiou).astype(np.float64)
-
-
-def greedy_nms(
-    segments_se: np.ndarray, scores: np.ndarray, decay: Callable[[np.ndarray], np.ndarray], min_score: float
-) -> np.ndarray:
-    """Exact greedy suppression of G independent groups at once: every turn takes the best of each and decays the rest.
-
-    `segments_se` [G, n, 2], `scores` [G, n] (0 is padding), `decay` maps tIoU to a factor. Returns scores [G, n] at the
-    time each was taken; 0 for what was never taken because it fell below `min_score`, or to 0.
-    """
-    result = np.zeros(scores.shape)
-    start, end, score = segments_se[..., 0].copy(), segments_se[..., 1].copy(), scores.astype(np.float64)
-    group = np.arange(len(score))
-    column = np.broadcast_to(np.arange(score.shape[1]), score.shape)
-    turn = 0
-    while score.size:
-        best = score.argmax(axis=1)
-        rows = np.arange(len(score))
-        value = score[rows, best]
-        live = (value > 0) & (value >= min_score)
-        if not live.all():  # finished groups leave
-            start, end, score, column, group = (x[live] for x in (start, end, score, column, group))
-            continue
-        result[group, column[rows, best]] = value
-        best_start, best_end = start[rows, best][:, None], end[rows, best][:, None]
-        overlap = np.maximum(np.minimum(end, best_end) - np.maximum(start, best_start), 0.0)
-        union = (end - start) + (best_end - best_start) - overlap
-        score *= decay(overlap / np.maximum(union, np.finfo(np.float64).tiny))
-        score[rows, best] = 0.0
-        turn += 1
-        if turn % 16 == 0:  # candidates that are done make room, so that later turns are cheaper
-            alive = (score > 0) & (score >= min_score)
-            width = int(alive.sum(axis=1).max())
-            if 2 * width <= score.shape[1]:
-                front = np.argsort(~alive, axis=1, kind="stable")[:, :width]
-                start, end, score, column = (np.take_along_axis(x, front, 1) for x in (start, end, score, column))
-    return result
