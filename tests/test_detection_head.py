@@ -31,28 +31,28 @@ def shapes_of(head, levels=LEVELS):
 
 
 @pytest.mark.parametrize("tower", ["paper", "sparse_rcnn"])
-def test_two_stages_equal_torch(tower):
-    """Both stages with copied weights: catches wrong norms, residuals, heads of attention, branches, hand-over."""
+def test_two_stages_equal_torch(tower, parity):
+    """Intermediates of both stages: catches wrong norms, residuals, heads of attention, branches, hand-over."""
     pytest.importorskip("torch")
     import torch
 
-    from tests.reference.torch_stage import run_stage
+    from tests.reference.torch_stage import refine, run_stage
+    from tests.reference.torch_trees import tensors
 
     head = make_head(tower=tower)
     variables = draw_variables(head, LEVELS, train=False)
     logits, segments_se, out = run_once(lambda v, x: head.apply(v, x, train=False), variables, LEVELS)
-    features = torch.tensor(variables["params"]["proposal_features"]).expand(2, -1, -1)
-    start = np.asarray(out["proposal_segments_se"])
+    params = tensors(variables["params"])
+    features = params["proposal_features"].expand(2, -1, -1)
+    start = torch.tensor(np.asarray(out["proposal_segments_se"]))
     for stage in range(2):
         soi = torch.tensor(np.asarray(out[f"stage_{stage}/soi_features"]))
-        expected, deltas, before, features = run_stage(
-            variables["params"][f"stage_{stage}"], features, soi, num_heads=4, dynamic_dim=6, tower=tower)
-        np.testing.assert_allclose(logits[stage], expected.numpy(), rtol=1e-4, atol=2e-5)
-        np.testing.assert_allclose(out[f"stage_{stage}/interacted"], before.numpy(), rtol=1e-4, atol=2e-5)
-        np.testing.assert_allclose(out[f"stage_{stage}/segment_features"], features.numpy(), rtol=1e-4, atol=2e-5)
-        refined = refine_by_hand(start.reshape(-1, 2), deltas.numpy().reshape(-1, 2)).reshape(2, 5, 2)
-        np.testing.assert_allclose(segments_se[stage], refined, rtol=1e-4, atol=2e-5)
-        start = np.asarray(segments_se[stage])
+        expected, deltas, before, features = run_stage(params[f"stage_{stage}"], features, soi, head.config)
+        start = refine(start, deltas, "log_width")
+        parity("class logits", logits[stage], expected)
+        parity("features before the FFN", out[f"stage_{stage}/interacted"], before)
+        parity("features after the FFN", out[f"stage_{stage}/segment_features"], features)
+        parity("segments", segments_se[stage], start)
     shapes = {key: value["kernel"].shape for key, value in variables["params"]["stage_0"].items() if "kernel" in value}
     assert shapes["class_logits"] == (16, 3) and shapes["deltas"] == (16, 2)
 

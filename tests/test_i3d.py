@@ -71,14 +71,16 @@ def test_scaled_channels(channels, multiplier, expected):
     assert i3d.scaled_channels(channels, multiplier) == expected
 
 
-def test_network_is_the_torch_network():
+def test_network_is_the_torch_network(parity):
     """Catches a branch wired wrongly, a swapped statistic, a wrong epsilon, in values and in the input's gradient."""
     torch = pytest.importorskip("torch")
     from tests.reference.i3d_torch import forward
+    from tests.reference.torch_trees import tensors
 
     model, variables, x = small_model(end_points=("Mixed_3c", "Mixed_4f", "Mixed_5c"))
     xt = torch.tensor(x, requires_grad=True)
-    theirs = forward(xt.permute(0, 4, 1, 2, 3), variables["params"], variables["batch_stats"])
+    theirs = forward(xt.permute(0, 4, 1, 2, 3), tensors(variables["params"]),
+                     jax.tree.map(torch.tensor, variables["batch_stats"]))
     sum(theirs[name].square().mean() for name in model.end_points).backward()
 
     def loss(x):
@@ -86,9 +88,9 @@ def test_network_is_the_torch_network():
         return sum(jnp.mean(jnp.square(y)) for y in outputs.values()), outputs
 
     gradient, ours = jax.jit(jax.grad(loss, has_aux=True))(x)
-    close(gradient, xt.grad)
+    parity("gradient by the input", gradient, xt.grad)
     for name in model.end_points:
-        close(ours[name], theirs[name].detach().permute(0, 2, 3, 4, 1))
+        parity("end points", ours[name], theirs[name].permute(0, 2, 3, 4, 1))
 
 
 def test_frozen_modes():

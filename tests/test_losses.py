@@ -24,6 +24,7 @@ CONFIGS = [
     LossConfig(stage_weights=(0.25, 2.0)),
     LossConfig(matcher="optax"),
 ]
+CONFIG_NAMES = ["defaults", "weights", "focal", "gamma0", "centre_width", "tiou", "sum", "stages", "optax"]
 
 
 def problem(seed=0, leading=S):
@@ -60,7 +61,7 @@ def close(found, expected):
 @pytest.mark.parametrize(("config", "clip_head"), [
     (LossConfig(), False),
     *[(config, True) for config in CONFIGS],
-], ids=["no_clip_head", "defaults", "weights", "focal", "gamma0", "centre_width", "tiou", "sum", "stages", "optax"])
+], ids=["no_clip_head", *CONFIG_NAMES])
 def test_losses_equal_slow_loops(config, clip_head):
     """A wrong term, weight, normaliser or reduction, an option that nothing reads, the action loss per stage."""
     predictions, batch = problem()
@@ -184,30 +185,81 @@ def test_stage_weights_of_another_length():
 
 
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.6, 1.5)])
-def test_focal_loss_equals_torch(alpha, gamma):
+def test_focal_loss_equals_torch(alpha, gamma, precision, parity):
     """Value and gradient against torch's cross-entropy with logits and the textbook modulation."""
     torch = pytest.importorskip("torch")
+    from tests.reference.torch_losses import focal_loss
+
     rng = np.random.default_rng(0)
-    logits = rng.normal(0, 4, (40, A)).astype(np.float32)
-    targets = (rng.random((40, A)) < 0.3).astype(np.float32)
-    x, t = torch.tensor(logits, requires_grad=True), torch.tensor(targets)
-    cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits(x, t, reduction="none")
-    p_t = torch.sigmoid(x) * t + (1 - torch.sigmoid(x)) * (1 - t)
-    expected = (alpha * t + (1 - alpha) * (1 - t)) * (1 - p_t) ** gamma * cross_entropy
+    logits = rng.normal(0, 4, (40, A)).astype(precision)
+    targets = (rng.random((40, A)) < 0.3).astype(precision)
+    x = torch.tensor(logits, requires_grad=True)
+    expected = focal_loss(x, torch.tensor(targets), alpha, gamma)
     expected.sum().backward()
-    found = losses.sigmoid_focal_loss(logits, targets, alpha, gamma)
-    np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-4, atol=1e-6)
+    parity("value", losses.sigmoid_focal_loss(jnp.asarray(logits), targets, alpha, gamma), expected)
     gradient = jax.grad(lambda x: losses.sigmoid_focal_loss(x, targets, alpha, gamma).sum())(logits)
-    np.testing.assert_allclose(gradient, x.grad.numpy(), rtol=1e-4, atol=1e-6)
+    parity("gradient by the logits", gradient, x.grad)
+
+
+@pytest.mark.parametrize("kind", ["giou", "tiou"])
+def test_overlap_and_l1_equal_torch(kind, precision, parity):
+    """A wrong sign of the hull's part, a gradient of disjoint or nested segments that is lost, a swapped coordinate."""
+    torch = pytest.importorskip("torch")
+    from tests.reference import torch_losses
+
+    rng = np.random.default_rng(0)
+    a, b = (np.sort(rng.normal(0.5, 0.4, (60, 2)), -1).astype(precision) for _ in range(2))
+    inside = np.minimum(a[:, 1], b[:, 1]) > np.maximum(a[:, 0], b[:, 0])
+    assert 10 < inside.sum() < 50  # overlapping and disjoint pairs
+    xs = [torch.tensor(x, requires_grad=True) for x in (a, b)]
+    value = torch_losses.overlap(*xs, kind)
+    value.sum().backward()
+    found = jax.vjp(lambda a, b: matching.overlap(a, b, kind), a, b)
+    parity(f"{kind}, value", found[0], value)
+    parity(f"{kind}, gradients by both segments", found[1](jnp.ones_like(found[0])), tuple(x.grad for x in xs))
+    for coordinates in ("start_end", "centre_width"):
+        x, y = torch.tensor(a, requires_grad=True), torch.tensor(b)
+        value = torch.nn.functional.l1_loss(
+            torch_losses.coordinates(x, coordinates), torch_losses.coordinates(y, coordinates), reduction="sum")
+        value.backward()
+        found = jax.value_and_grad(lambda a, kind=coordinates: jnp.abs(
+            matching.coordinates(a, kind) - matching.coordinates(b, kind)).sum())(jnp.asarray(a))
+        parity(f"L1 of {coordinates}, value and gradient", found, (value, x.grad))
+
+
+@pytest.mark.parametrize("config", CONFIGS[:8], ids=CONFIG_NAMES[:8])
+def test_set_loss_equals_torch(config, precision, parity):
+    """Every part and its gradients by logits and segments, for given matches: catches a term whose value is right and
+    whose gradient is not (a stop-gradient, a clamp), a target given to another proposal, a normaliser."""
+    pytest.importorskip("torch")
+    from tests.reference import torch_losses
+    from tests.reference.torch_trees import gradients, tensors
+
+    predictions, batch = jax.tree.map(lambda x: x.astype(precision) if x.dtype == np.float32 else x, problem())
+    matches = np.stack([np.random.default_rng(k).permutation(N)[:M] for k in range(S * B)]).reshape(S, B, M)
+    theirs = tensors(predictions)
+    expected = torch_losses.losses(theirs, batch, matches, config)
+    expected["loss"].backward()
+
+    @jax.jit
+    def run(predictions):
+        return jax.value_and_grad(lambda p: losses.compute_losses(p, batch, config, matches=matches), has_aux=True)(
+            predictions)
+
+    (_, metrics), gradient = run(predictions)
+    parity("total and parts", metrics, expected)
+    for name, value in gradients(theirs).items():
+        parity(f"gradient by {name}", gradient[name], value)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_action_loss_equals_torch(reduction):
+def test_action_loss_equals_torch(reduction, precision, parity):
     """The reduction over classes mistaken for that over the batch."""
     torch = pytest.importorskip("torch")
-    predictions, batch = problem()
-    x = torch.tensor(predictions["clip_logits"])
-    y = torch.tensor(batch["clip_labels"])
-    expected = torch.nn.functional.binary_cross_entropy_with_logits(x, y).item() * (A if reduction == "sum" else 1)
-    found = losses.action_loss(predictions["clip_logits"], batch["clip_labels"], reduction)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    logits, labels = problem()[0]["clip_logits"].astype(precision), problem()[1]["clip_labels"].astype(precision)
+    x = torch.tensor(logits, requires_grad=True)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(x, torch.tensor(labels))
+    expected = expected * (A if reduction == "sum" else 1)
+    expected.backward()
+    found = jax.value_and_grad(losses.action_loss)(jnp.asarray(logits), labels, reduction)
+    parity("value and gradient", found, (expected, x.grad))

@@ -13,18 +13,27 @@ FEATURES = RNG.normal(size=(2, 5, 16)).astype(np.float32)
 SOI = RNG.normal(size=(2, 5, 4, 16)).astype(np.float32)
 
 
-def test_equals_torch():
+def test_equals_torch(precision, parity):
     """Copied weights: catches swapped halves of the generator, a transposed product, a wrong flattening order."""
-    pytest.importorskip("torch")
-    import torch
-
+    torch = pytest.importorskip("torch")
     from tests.reference.torch_stage import interact
+    from tests.reference.torch_trees import cast, gradients, tensors
 
-    module = SparseInteraction(dynamic_dim=6)
-    variables = draw_variables(module, FEATURES, SOI)
-    actual = run_once(module.apply, variables, FEATURES, SOI)
-    expected = interact(variables["params"], torch.tensor(FEATURES), torch.tensor(SOI), dynamic_dim=6)
-    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+    module = SparseInteraction(6, jnp.dtype(precision))
+    args = cast((draw_variables(module, FEATURES, SOI)["params"], FEATURES, SOI), precision)
+    weight = cast(RNG.normal(size=FEATURES.shape), precision)
+
+    def combine(params, features, soi):
+        output = module.apply({"params": params}, features, soi)
+        return (output * weight).sum(), output
+
+    ours, actual = run_once(jax.grad(combine, (0, 1, 2), has_aux=True), *args)
+    theirs = tensors(args)
+    expected = interact(*theirs, dynamic_dim=6)
+    expected.backward(torch.tensor(weight))
+    parity("output", actual, expected)
+    for what, found, other in zip(("parameters", "proposal features", "SoI features"), ours, gradients(theirs)):
+        parity(f"gradient by the {what}", found, other)
 
 
 def test_each_proposal_sees_only_its_own_segment():

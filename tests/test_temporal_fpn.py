@@ -17,34 +17,31 @@ TINY = ModelConfig(hidden_dim=8)
 
 
 def torch_pyramid(features, params, config):
-    """The same pyramid from torch's operators, [B, C, T] inside."""
-    import torch
+    """The same pyramid from torch's operators, [B, C, T] inside; takes and returns tensors."""
     import torch.nn.functional as F
 
     def norm(x, name):
         if config.fpn_norm == "none":
             return x
-        scale, bias = (torch.tensor(params[f"{name}_norm"][key]) for key in ("scale", "bias"))
+        scale, bias = params[f"{name}_norm"]["scale"], params[f"{name}_norm"]["bias"]
         if config.fpn_norm == "group":
             return F.group_norm(x, 8, scale, bias, 1e-5)
         return F.layer_norm(x.transpose(1, 2), (x.shape[1],), scale, bias, 1e-5).transpose(1, 2)
 
     def conv(x, name, stride=1):
-        kernel = torch.tensor(params[name]["kernel"]).permute(2, 1, 0)
-        bias = torch.tensor(params[name]["bias"])
+        kernel, bias = params[name]["kernel"].permute(2, 1, 0), params[name]["bias"]
         return norm(F.conv1d(x, kernel, bias, stride=stride, padding=kernel.shape[-1] // 2), name)
 
     used = features if config.pyramid == "inter" else features[-1:]
     laterals = []
     for i, x in enumerate(used):
-        x = torch.tensor(x).permute(0, 4, 1, 2, 3)  # [B, C, T, H, W]
+        x = x.permute(0, 4, 1, 2, 3)  # [B, C, T, H, W]
         if config.fpn_spatial == "mean":
             laterals.append(conv(x.mean(dim=(3, 4)), f"lateral_{i}"))
         else:
-            kernel = torch.tensor(params[f"lateral_{i}"]["kernel"])
+            kernel, bias = params[f"lateral_{i}"]["kernel"], params[f"lateral_{i}"]["bias"]
             taps, _, out = kernel.shape
             kernel = kernel.reshape(taps, x.shape[3], x.shape[4], x.shape[1], out).permute(4, 3, 0, 1, 2)
-            bias = torch.tensor(params[f"lateral_{i}"]["bias"])
             laterals.append(norm(F.conv3d(x, kernel, bias, padding=(taps // 2, 0, 0))[..., 0, 0], f"lateral_{i}"))
     if config.pyramid == "high":
         laterals.append(conv(laterals[-1], "downsample_0", 2))
@@ -57,7 +54,7 @@ def torch_pyramid(features, params, config):
     if config.pyramid != "single":
         kernel = config.fpn_pool_kernel
         levels.append(F.max_pool1d(levels[-1], kernel, 2, padding=(kernel - 1) // 2))
-    return [x.transpose(1, 2).numpy() for x in levels]
+    return [x.transpose(1, 2) for x in levels]
 
 
 @pytest.mark.parametrize("changes", [
@@ -68,17 +65,27 @@ def torch_pyramid(features, params, config):
     {"pyramid": "high"},
     {"fpn_spatial": "conv", "fpn_lateral_kernel": 3, "fpn_output_conv": False},
 ], ids=lambda c: "-".join(map(str, c.values())) or "defaults")  # fmt: skip
-def test_equals_torch(changes):
+def test_equals_torch(changes, precision, parity):
     """Every pyramid option with copied weights: catches wrong taps, padding, order of sums, and modes of resampling."""
-    pytest.importorskip("torch")
+    torch = pytest.importorskip("torch")
+    from tests.reference.torch_trees import cast, gradients, tensors
+
     config = dataclasses.replace(TINY, **changes)
-    module = temporal_fpn.TemporalFPN(config)
-    variables = draw_variables(module, FEATURES)
-    levels = run_once(module.apply, variables, FEATURES)
-    expected = torch_pyramid(FEATURES, variables["params"], config)
-    assert len(levels) == len(expected)
-    for level, other in zip(levels, expected, strict=True):
-        np.testing.assert_allclose(level, other, rtol=1e-4, atol=1e-5)
+    module = temporal_fpn.TemporalFPN(config, jnp.dtype(precision))
+    args = cast((draw_variables(module, FEATURES)["params"], FEATURES), precision)
+    theirs = tensors(args)
+    expected = torch_pyramid(theirs[1], theirs[0], config)
+    weights = cast([RNG.normal(size=x.shape) for x in expected], precision)
+    torch.autograd.backward(expected, [torch.tensor(x) for x in weights])
+
+    def combine(params, features):
+        levels = module.apply({"params": params}, features)
+        return sum((level * weight).sum() for level, weight in zip(levels, weights, strict=True)), levels
+
+    ours, levels = run_once(jax.grad(combine, (0, 1), has_aux=True), *args)
+    parity("levels", levels, expected)
+    for what, found, other in zip(("parameters", "features"), ours, gradients(theirs)):
+        parity(f"gradients by the {what}", found, other)
 
 
 @pytest.mark.parametrize("frames, pyramid, lengths", [

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from sptad_jax.config import ModelConfig
+from sptad_jax.precision import wide
 
 Array = jax.Array
 
@@ -31,15 +32,15 @@ class ClassificationHead(nn.Module):
         logits = nn.Dense(
             self.num_classes, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="logits"
         )(pooled)
-        return logits.astype(jnp.float32)
+        return logits.astype(wide(logits))
 
 
 def masked_mean(x: Array, frame_mask: Array | None) -> Array:
     """Mean over space and real steps. [B, T, H, W, C], bool [B, F] -> [B, C] float32; 0 where no step is real."""
-    per_step = x.mean(axis=(2, 3), dtype=jnp.float32)
+    per_step = x.mean(axis=(2, 3), dtype=wide(x))
     if frame_mask is None:
         return per_step.mean(axis=1)
-    weights = step_mask(frame_mask, x.shape[1]).astype(jnp.float32)[..., None]
+    weights = step_mask(frame_mask, x.shape[1]).astype(per_step.dtype)[..., None]
     return (weights * per_step).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1.0)
 
 

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sptad_jax.precision import wide
+
 Array = jax.Array
 Size3 = tuple[int, int, int]
 Mode = Literal["direct", "decomposed"]
@@ -56,7 +58,7 @@ def max_pool3d(x: Array, window: Size3, strides: Size3, mode: Mode) -> Array:
     if mode == "direct":
         return nn.max_pool(x, window, strides, "SAME")
     dtype = x.dtype
-    x = x.astype(jnp.float32)  # exact; XLA's CPU code for a bfloat16 maximum is four times slower
+    x = x.astype(wide(x))  # exact; XLA's CPU code for a bfloat16 maximum is four times slower
     for axis in (3, 2, 1):
         if window[axis - 1] > 1 or strides[axis - 1] > 1:
             x = functools.reduce(jnp.maximum, _taps(x, axis, window[axis - 1], strides[axis - 1], -jnp.inf))

@@ -12,6 +12,7 @@ from sptad_jax.config import ModelConfig
 from sptad_jax.models.soi_align import read_segments
 from sptad_jax.models.sparse_interaction import SparseInteraction
 from sptad_jax.models.temporal_fpn import NORM_EPSILON
+from sptad_jax.precision import wide
 
 Array = jax.Array
 DELTA_WEIGHTS = (2.0, 1.0)  # divide the regressed (centre, log width): Sparse R-CNN head.py:26
@@ -110,7 +111,7 @@ class Stage(nn.Module):
             nn.DenseGeneral((heads, hidden // heads), dtype=self.dtype, kernel_init=joint, name=name)(x)
             for name in ("query", "key", "value")
         )
-        scores = jnp.einsum("bnhc,bmhc->bhnm", query, key, preferred_element_type=jnp.float32)
+        scores = jnp.einsum("bnhc,bmhc->bhnm", query, key, preferred_element_type=wide(query))
         weights = nn.softmax(scores / math.sqrt(hidden // heads), axis=-1).astype(self.dtype)
         weights = nn.Dropout(self.config.dropout, deterministic=not train)(weights)
         mixed = jnp.einsum("bhnm,bmhc->bnhc", weights, value)
@@ -132,10 +133,10 @@ class Stage(nn.Module):
             delta_x = self._hidden(delta_x, f"delta_hidden_{index}")
         prior_bias = nn.initializers.constant(-math.log((1.0 - config.prior_prob) / config.prior_prob))
         logits = nn.Dense(self.num_classes, kernel_init=xavier, bias_init=prior_bias, name="class_logits")(
-            class_x.astype(jnp.float32))
+            class_x.astype(wide(class_x)))
         # inverse sigmoid starts from the identity, as in Deformable DETR; Sparse R-CNN draws this layer as the others
         delta_init = nn.initializers.zeros if config.delta == "inverse_sigmoid" else xavier
-        deltas = nn.Dense(2, kernel_init=delta_init, name="deltas")(delta_x.astype(jnp.float32))
+        deltas = nn.Dense(2, kernel_init=delta_init, name="deltas")(delta_x.astype(wide(delta_x)))
         return logits, deltas
 
     def _hidden(self, x: Array, name: str) -> Array:
@@ -157,7 +158,7 @@ def refine(segments_se: Array, deltas: Array, parametrisation: str) -> Array:
     inverse_sigmoid: (c, w)' = sigmoid(d + logit(c, w)), inside (0, 1), after (c, w) were kept 0.001 away from 0 and 1
     (Deformable DETR deformable_detr.py:86-104). Deltas of 0 change nothing.
     """
-    segments_cw = segments.se_to_cw(segments_se.astype(jnp.float32))
+    segments_cw = segments.se_to_cw(segments_se.astype(wide(segments_se)))
     if parametrisation == "inverse_sigmoid":
         share = jnp.clip(segments_cw, INVERSE_SIGMOID_MARGIN, 1.0 - INVERSE_SIGMOID_MARGIN)
         return segments.cw_to_se(nn.sigmoid(deltas + jnp.log(share) - jnp.log1p(-share)))

@@ -16,6 +16,7 @@ from jax import lax
 
 from sptad_jax.errors import UserError
 from sptad_jax.models.conv3d import Mode, Size3, conv3d, max_pool3d
+from sptad_jax.precision import wide
 
 Array = jax.Array
 
@@ -132,7 +133,8 @@ class Unit3D(nn.Module):
         norm = BatchNorm(self.features, self.bn_momentum, self.bn_mode == "frozen", name="batch_norm")
         x = x.astype(self.dtype)
         if self.bn_mode == "train" and self.train:
-            y = conv3d(x, kernel.astype(self.dtype), self.strides, self.conv_mode).astype(jnp.float32)
+            y = conv3d(x, kernel.astype(self.dtype), self.strides, self.conv_mode)
+            y = y.astype(wide(y))
             mean, mean_square = (jnp.mean(v, axis=(0, 1, 2, 3)) for v in (y, jnp.square(y)))
             multiplier, shift = norm((mean, jnp.maximum(mean_square - jnp.square(mean), 0.0)))
             y = y * multiplier + shift
@@ -140,7 +142,7 @@ class Unit3D(nn.Module):
             # The multiplier goes into the kernel: one pass less over the activations, forward and backward.
             multiplier, shift = norm(None)
             y = conv3d(x, (kernel * multiplier).astype(self.dtype), self.strides, self.conv_mode)
-            y = y.astype(jnp.float32) + shift
+            y = y.astype(wide(y)) + shift
         return nn.relu(y).astype(self.dtype)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sptad_jax import segments
+from sptad_jax.precision import wide
 
 Array = jax.Array
 Convention = Literal["aligned", "legacy"]
@@ -80,7 +81,7 @@ def soi_align(
     offset = jnp.asarray(np.cumsum(lengths) - lengths)[level]
     length = jnp.asarray(lengths)[level]
     positions, weights = _sample_positions(
-        jax.lax.stop_gradient(segments_se).astype(jnp.float32), length.astype(jnp.float32), num_bins, convention,
+        jax.lax.stop_gradient(segments_se).astype(wide(segments_se)), length.astype(jnp.float32), num_bins, convention,
         sampling_ratio, max_samples or math.ceil(int(lengths.max()) / num_bins),
     )  # [B, N, K, R]
     steps = length[..., None, None].astype(jnp.float32)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sptad_jax.config import ModelConfig
+from sptad_jax.precision import wide
 
 Array = jax.Array
 NORM_EPSILON = 1e-5  # of every layer and group norm after the backbone, as in the PyTorch ancestors
@@ -52,7 +53,7 @@ class TemporalFPN(nn.Module):
     def _flatten_space(self, x: Array) -> Array:
         """[B, T, H, W, C] -> [B, T, C] by the mean, or [B, T, H*W*C] for a convolution over the whole grid."""
         if self.config.fpn_spatial == "mean":
-            return x.mean(axis=(2, 3), dtype=jnp.float32).astype(self.dtype)
+            return x.mean(axis=(2, 3), dtype=wide(x)).astype(self.dtype)
         return x.reshape(*x.shape[:2], -1)
 
     def _convolve(self, x: Array, kernel: int, name: str, stride: int = 1) -> Array:

@@ -1,7 +1,8 @@
 """Set prediction loss on every stage and the clip-level action loss (paper 3.2.1, equations 2 and 3).
 
 Where the paper is silent (weights, focal parameters, normaliser), the choices are those of Sparse R-CNN
-(projects/SparseRCNN/sparsercnn/loss.py:93-175) and every one is an option of `LossConfig`. All of it is float32.
+(projects/SparseRCNN/sparsercnn/loss.py:93-175) and every one is an option of `LossConfig`. All of it is float32
+(float64 where the predictions are).
 """
 
 from typing import Any
@@ -12,6 +13,7 @@ from jax.sharding import Mesh
 
 from sptad_jax.config import LossConfig
 from sptad_jax.errors import UserError
+from sptad_jax.precision import wide
 from sptad_jax.training import matching
 
 Array = Any
@@ -22,7 +24,7 @@ def sigmoid_focal_loss(logits: Array, targets: Array, alpha: float, gamma: float
 
     [...], targets in {0, 1} [...] -> [...] float32. Lin et al. 2017, the reference [23] of the paper.
     """
-    logits, targets = logits.astype(jnp.float32), targets.astype(jnp.float32)
+    logits, targets = logits.astype(wide(logits)), targets.astype(wide(logits))
     signed = logits * (2 * targets - 1)  # positive where the decision is right
     weight = alpha * targets + (1 - alpha) * (1 - targets)
     # (1 - p_t)^gamma through its logarithm: finite gradients for any gamma, also where p_t rounds to 1.
@@ -66,8 +68,8 @@ def set_losses(class_logits: Array, segments_se: Array, segments_norm: Array, la
     num_proposals, num_classes = class_logits.shape[2:]
     targets = class_targets(matches, labels, valid, num_proposals, num_classes)
     focal = sigmoid_focal_loss(class_logits, targets, config.focal_alpha, config.focal_gamma).sum((1, 2, 3))
-    predicted = jnp.take_along_axis(segments_se.astype(jnp.float32), matches[..., None], axis=2)  # [S,B,M,2]
-    target = jnp.broadcast_to(segments_norm.astype(jnp.float32), predicted.shape)
+    predicted = jnp.take_along_axis(segments_se.astype(wide(segments_se)), matches[..., None], axis=2)  # [S,B,M,2]
+    target = jnp.broadcast_to(segments_norm.astype(predicted.dtype), predicted.shape)
     # Padding is taken out of the input, not just of the sum: 0 times a non-finite gradient would still be NaN.
     predicted = jnp.where(valid[..., None], predicted, target)
     kind = config.l1_coordinates
@@ -82,7 +84,7 @@ def action_loss(clip_logits: Array, clip_labels: Array, reduction: str) -> Array
 
     [B, A], multi-hot [B, A] -> float32 scalar.
     """
-    logits, labels = clip_logits.astype(jnp.float32), clip_labels.astype(jnp.float32)
+    logits, labels = (x.astype(wide(clip_logits)) for x in (clip_logits, clip_labels))
     losses = -labels * jax.nn.log_sigmoid(logits) - (1 - labels) * jax.nn.log_sigmoid(-logits)
     over_classes = losses.mean(-1) if reduction == "mean" else losses.sum(-1)
     return over_classes.mean()

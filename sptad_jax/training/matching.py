@@ -17,6 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from sptad_jax import segments as geometry
 from sptad_jax.config import LossConfig
 from sptad_jax.errors import UserError
+from sptad_jax.precision import wide
 
 Array = Any
 
@@ -36,18 +37,18 @@ def focal_cost(class_logits: Array, alpha: float, gamma: float) -> Array:
 
 
 def overlap(a_se: Array, b_se: Array, kind: str) -> Array:
-    """Generalised or plain tIoU ("giou" or "tiou"), in float32; an end before its start counts as an empty segment.
+    """Generalised or plain tIoU ("giou" or "tiou"), float32 or wider; an end before its start is an empty segment.
 
     Shapes broadcast: [..., 2], [..., 2] -> [...].
     """
-    a_se, b_se = (jnp.stack([x[..., 0], jnp.maximum(x[..., 0], x[..., 1])], axis=-1).astype(jnp.float32)
+    a_se, b_se = (jnp.stack([x[..., 0], jnp.maximum(x[..., 0], x[..., 1])], axis=-1).astype(wide(x))
                   for x in (a_se, b_se))
     return geometry.giou(a_se, b_se) if kind == "giou" else geometry.tiou(a_se, b_se)
 
 
 def coordinates(segments_se: Array, kind: str) -> Array:
     """The coordinates that L1 compares: "start_end" (paper eq. 3) or "centre_width". [..., 2] -> [..., 2] float32."""
-    segments_se = segments_se.astype(jnp.float32)
+    segments_se = segments_se.astype(wide(segments_se))
     return segments_se if kind == "start_end" else geometry.se_to_cw(segments_se)
 
 

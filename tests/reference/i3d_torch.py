@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -37,10 +36,9 @@ def pad_same(x: torch.Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) 
 
 def conv_unit(x: torch.Tensor, params: dict, stats: dict, stride: int) -> torch.Tensor:
     """SAME convolution, batch normalisation by running statistics, ReLU."""
-    weight = torch.from_numpy(np.asarray(params["conv3d"]["kernel"]).transpose(4, 3, 0, 1, 2).copy())
-    steps = (stride,) * 3
-    y = F.conv3d(pad_same(x, weight.shape[2:], steps), weight, stride=steps)
-    norm = {k: torch.from_numpy(np.array(v)) for k, v in {**params["batch_norm"], **stats["batch_norm"]}.items()}
+    weight = params["conv3d"]["kernel"].permute(4, 3, 0, 1, 2)
+    y = F.conv3d(pad_same(x, weight.shape[2:], (stride,) * 3), weight, stride=stride)
+    norm = {**params["batch_norm"], **stats["batch_norm"]}
     return torch.relu(F.batch_norm(y, norm["mean"], norm["var"], norm["scale"], norm["bias"], False, 0.0, 1e-3))
 
 
@@ -63,9 +61,11 @@ def mixed(x: torch.Tensor, params: dict, stats: dict) -> torch.Tensor:
 
 
 def forward(x: torch.Tensor, params: dict, stats: dict) -> dict[str, torch.Tensor]:
-    """[B, C, T, H, W] -> every end point, channels first."""
+    """[B, C, T, H, W] and trees of tensors -> every end point for which there are parameters, channels first."""
     outputs = {}
     for name, what, kernel, stride in LAYOUT:
+        if what != "pool" and name not in params:
+            break
         if what == "conv":
             x = conv_unit(x, params[name], stats[name], stride)
         elif what == "pool":
