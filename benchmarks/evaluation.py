@@ -8,13 +8,14 @@ groups of up to 5,000.
 """
 
 import argparse
+import functools
 import resource
 from typing import Any
 
 import numpy as np
 
 from benchmarks.timing import report, time_in_turns
-from sptad_jax.evaluation import average_precision
+from sptad_jax.evaluation import average_precision, files
 from sptad_jax.inference.nms import gaussian_decay, greedy_nms
 
 VIDEOS, CLASSES, PER_VIDEO, DURATION_SEC = 4728, 200, 100, 120.0
@@ -33,7 +34,7 @@ def main() -> None:
     share = 10 if args.quick else 1
     truth, subset = draw_truth(rng, VIDEOS // share), None
     if args.ground_truth:
-        truth, subset = average_precision.load_ground_truth(args.ground_truth), "validation"
+        truth, subset = files.load_ground_truth(args.ground_truth), "validation"
     detections = draw_detections(rng, truth, subset)
     count = sum(map(len, detections["results"].values()))
     groups = draw_groups(rng, 4000 // share, 50)
@@ -46,7 +47,7 @@ def main() -> None:
     for size in (50, 500, 5000):
         group = draw_groups(rng, 1, size)
         sides[f"soft-NMS, one group of {size}"] = (
-            lambda group=group: greedy_nms(*group, gaussian_decay(SIGMA), MIN_SCORE))
+            functools.partial(greedy_nms, *group, gaussian_decay(SIGMA), MIN_SCORE))
     seconds = time_in_turns(sides, 1 if args.quick else args.repeats)
     report("After the network", [
         {"what": name, "median seconds": float(np.median(times)), "best": min(times)} for name, times in seconds.items()

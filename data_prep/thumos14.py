@@ -34,15 +34,9 @@ from data_prep.thumos14_files import (
 )
 from sptad_jax.data.annotations import Annotation, Video
 from sptad_jax.errors import UserError, report_errors
+from sptad_jax.evaluation.thumos_official import TEST_SETS
 
 TIMES_TOLERANCE_FRAMES = 2.0  # seconds and frame columns that differ by more sampled frames are reported
-# Number of test videos -> those that are left out of the 213 with segments; docs/datasets.md says who uses which.
-PRESETS = {
-    213: (),
-    212: ("video_test_0001292",),
-    211: ("video_test_0001292", "video_test_0000270"),
-    210: ("video_test_0001292", "video_test_0000270", "video_test_0001496"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +60,7 @@ def load_thumos14(
       subsets: "validation", "test" or both.
       times: "seconds", or "frames" for AFSD's frame columns x sample_count / count, as AFSD trains on.
       lengths: AFSD's video_info table, or a folder of them; by default they are sought in `folder`.
-      preset: number of test videos, see PRESETS.
+      preset: number of test videos, see TEST_SETS.
 
     Raises UserError where the folder has no annotation of a subset, or no frame columns for times="frames".
     """
@@ -92,9 +86,9 @@ def load_thumos14(
         if not rows:
             raise UserError(f"--annotations {folder}: no *_{word}.txt and no {word}_Annotation.csv with a usable row "
                             "there or up to two folders below; give the unpacked annotation of THUMOS14.")
-        if any(row.video in PRESETS[preset] for row in rows):
-            exceptions.append(f"{subset}: {', '.join(PRESETS[preset])} left out by --preset {preset}.")
-        rows, rows_of_table = ([row for row in some if row.video not in PRESETS[preset]]
+        if any(row.video in TEST_SETS[preset] for row in rows):
+            exceptions.append(f"{subset}: {', '.join(TEST_SETS[preset])} left out by --preset {preset}.")
+        rows, rows_of_table = ([row for row in some if row.video not in TEST_SETS[preset]]
                                for some in (rows, rows_of_table))
         _report_disagreement(rows_of_table, tables, times, exceptions)
         videos += _to_videos(rows, subset, times, exceptions)
@@ -200,7 +194,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
                         help="seconds, or the frame columns of AFSD's tables (default seconds)")
     common.add_argument("--lengths", default="", help="AFSD's video_info table or a folder of them (default: sought in "
                                                       "the annotation folder)")
-    common.add_argument("--preset", type=int, choices=sorted(PRESETS), default=213,
+    common.add_argument("--preset", type=int, choices=sorted(TEST_SETS), default=213,
                         help="number of test videos; docs/datasets.md says who uses which (default 213, all)")
     build = commands.add_parser("build", parents=[common], help="videos to a dataset folder")
     build.add_argument("--videos", default="",

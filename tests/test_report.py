@@ -14,7 +14,8 @@ from sptad_jax.report.records import read_run
 from sptad_jax.report.timeline import FrameStrips
 from tests.reference.fake_run import CLASSES, TIOUS, dataset, fill, moving_square
 
-SECTIONS = ("result", "training", "classes", "videos", "scores", "confusion", "durations", "config", "reproduce")
+SECTIONS = ("result", "training", "classes", "videos", "scores", "confusion", "errors", "kinds", "proposals", "config",
+            "reproduce")
 HOSTILE = '<script>alert("x")</script>&$\\frac{1}\x00\'"'
 
 
@@ -71,7 +72,7 @@ def test_every_section_is_present_and_full(full):
     reader, _, workdir = full
     assert tuple(reader.sections) == SECTIONS
     assert 'class="empty"' not in re.sub(r"<details>.*?</details>", "", reader.document, flags=re.S)
-    assert reader.document.count("<figure>") == 6 + 3 + 1 and "mAP over training" in reader.sections["training"]
+    assert reader.document.count("<figure>") == 6 + 3 + 5 and "mAP over training" in reader.sections["training"]
     assert reader.document.count("data:image/jpeg") == 30  # ten frames for each of three videos
     assert not list((workdir / "report").glob(".*")), "a temporary file stayed behind"
 
@@ -138,7 +139,7 @@ def test_hostile_names_are_text(tmp_path):
     assert "script" not in Reader(page).tags
 
 
-FILES = ("config.json", "metrics.jsonl", "results.json", "detections.json", "run.json",
+FILES = ("config.json", "metrics.jsonl", "results.json", "analysis.json", "detections.json", "run.json",
          "prepared/thumos14/ground_truth.json", "prepared/thumos14/dataset.json")
 
 
@@ -154,7 +155,7 @@ def test_missing_files_are_tolerated(tmp_path, missing):
 
 
 @pytest.mark.parametrize("content", ["{ broken", "[1, 2]", '{"data": 3, "map": 4, "results": [5], "per_class": 6}'])
-@pytest.mark.parametrize("which", [FILES[1:5], FILES[4:], FILES[:1]], ids=["outputs", "dataset", "config"])
+@pytest.mark.parametrize("which", [FILES[1:6], FILES[5:], FILES[:1]], ids=["outputs", "dataset", "config"])
 def test_broken_files_are_tolerated(tmp_path, which, content):
     """A file that is cut short, or whose parts have other types than expected, costs the page."""
     fill(tmp_path, steps=30)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from data_prep import thumos14
-from data_prep.thumos14 import PRESETS, count, load_thumos14, main
+from data_prep.thumos14 import count, load_thumos14, main
 from data_prep.thumos14_files import CLASSES
 from sptad_jax.data.annotations import Annotation, load_annotations
 from sptad_jax.data.datasets import open_dataset
 from sptad_jax.data.video import decode_video, write_video
 from sptad_jax.errors import UserError
+from sptad_jax.evaluation.thumos_official import TEST_SETS
 
 HEADING = "video,type,type_idx,start,end,startFrame,endFrame\n"
 LENGTHS = "video,fps,sample_fps,count,sample_count\n"
@@ -266,8 +267,8 @@ def test_count_prints_one_json_object(tmp_path, capsys):
 
 def test_presets_are_nested_and_named_right():
     """A number that does not say how many videos are left."""
-    assert all(len(names) == 213 - number for number, names in PRESETS.items())
-    assert set(PRESETS[212]) < set(PRESETS[211]) < set(PRESETS[210])
+    assert all(len(names) == 213 - number for number, names in TEST_SETS.items())
+    assert set(TEST_SETS[212]) < set(TEST_SETS[211]) < set(TEST_SETS[210])
 
 
 def test_annotations_are_not_shared_between_subsets(tmp_path):

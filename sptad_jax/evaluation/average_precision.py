@@ -6,11 +6,7 @@ under the interpolated precision-recall curve; mAP is its plain mean over the cl
 Times are in seconds, tIoU is continuous, and every reported value lies in 0..1.
 """
 
-import dataclasses
-import gzip
-import json
-import math
-import pathlib
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,62 +14,9 @@ import numpy as np
 
 from sptad_jax import segments
 from sptad_jax.errors import UserError
+from sptad_jax.evaluation.files import Table, read_detections, read_ground_truth
 
-_CHUNK = 50_000  # detections whose tIoUs are held at once: bounds memory on ActivityNet-sized files
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """Rows of a ground truth or of detections, in file order."""
-
-    videos: list[str]  # [n]
-    labels: list[str]  # [n]
-    segments_sec: np.ndarray  # [n, 2] float64 (start, end)
-    scores: np.ndarray  # [n] float64; empty for a ground truth
-
-
-def load_ground_truth(path: str | pathlib.Path) -> dict[str, Any]:
-    """Reads ActivityNet ground truth: {"database": {video: {"subset", "annotations": [{"segment", "label"}]}}}.
-
-    `.json` or `.json.gz`; times may be numbers or numeric strings, as in AFSD's THUMOS14 file. The whole file is
-    checked. Raises UserError naming the file, video and field.
-    """
-    ground_truth = _read_json(path)
-    read_ground_truth(ground_truth, source=str(path))
-    return ground_truth
-
-
-def load_detections(path: str | pathlib.Path) -> dict[str, Any]:
-    """Reads detections: {"results": {video: [{"label", "score", "segment": [start_sec, end_sec]}]}}.
-
-    `.json` or `.json.gz`, checked whole. Raises UserError naming the file, video and field.
-    """
-    detections = _read_json(path)
-    read_detections(detections, source=str(path))
-    return detections
-
-
-def read_ground_truth(
-    ground_truth: dict[str, Any], subset: str | None = None, source: str = "ground truth"
-) -> tuple[list[str], Table]:
-    """Names of the videos of `subset` (None: all), and their annotations. Raises UserError naming `source`."""
-    database = _member(ground_truth, "database", source, "the ActivityNet format has video entries under it")
-    for name, entry in database.items():
-        if not isinstance(entry, dict) or "annotations" not in entry:
-            raise UserError(f"{source}: video '{name}' has no field 'annotations'; give it a list, empty if need be.")
-        if subset is not None and not isinstance(entry.get("subset"), str):
-            raise UserError(f"{source}: video '{name}' has no field 'subset'; add it, or evaluate without a subset.")
-    names = [name for name, entry in database.items() if subset is None or entry["subset"] == subset]
-    if subset is not None and not names:
-        known = ", ".join(sorted({entry["subset"] for entry in database.values()})) or "none"
-        raise UserError(f"{source}: no video belongs to subset '{subset}'; the file has: {known}.")
-    return names, _table([(name, database[name]["annotations"]) for name in names], source, with_scores=False)
-
-
-def read_detections(detections: dict[str, Any], source: str = "detections") -> Table:
-    """All detections in file order. Raises UserError naming `source`, the video and the field."""
-    results = _member(detections, "results", source, "detections stand under it, a list for every video")
-    return _table(list(results.items()), source, with_scores=True)
+_CHUNK = 500_000  # pairs whose tIoUs are held at once: bounds memory on ActivityNet-sized files
 
 
 def evaluate(
@@ -87,8 +30,8 @@ def evaluate(
     """mAP at every threshold, per class and overall, as the content of results.json.
 
     Args:
-      ground_truth: parsed ActivityNet JSON, see `load_ground_truth`.
-      detections: parsed detections, see `load_detections`.
+      ground_truth: parsed ActivityNet JSON, see `files.load_ground_truth`.
+      detections: parsed detections, see `files.load_detections`.
       tious: thresholds in (0, 1]; the average is taken over exactly these.
       subset: videos to evaluate on; None takes all.
       classes: labels to evaluate on; None takes every label of the subset.
@@ -99,42 +42,58 @@ def evaluate(
     counts a detection in an unknown video as false and stops at an unknown label; AFSD drops both, as here.)
     Segments of no length have tIoU 0 with everything.
     """
-    thresholds = np.asarray(tious, np.float64)
-    keys = [f"{t:g}" for t in thresholds]
-    if not keys or len(set(keys)) < len(keys) or not ((thresholds > 0) & (thresholds <= 1)).all():
-        raise UserError(f"tIoU thresholds {list(tious)} must be distinct numbers in (0, 1].")
+    thresholds = check_thresholds(tious)
     videos, truth = read_ground_truth(ground_truth, subset)
+    labels = choose_labels(truth, subset, classes)
+    gt_class, gt_video, gt_se, _ = select(truth, videos, labels)
+    found = read_detections(detections)
+    det_class, det_video, det_se, det_score = select(found, videos, labels)
+    order = rank_by_score(det_class, det_score, official_order)
+    det_class = det_class[order]
+    gt_group, det_group = gt_video * len(labels) + gt_class, det_video[order] * len(labels) + det_class
+    hits = match(gt_group, gt_se, det_group, det_se[order], thresholds, official_order) >= 0
+    num_gt = np.bincount(gt_class, minlength=len(labels))
+    bounds = np.searchsorted(det_class, np.arange(len(labels) + 1))
+    ap = np.stack([average_precision(hits[bounds[c] : bounds[c + 1]], int(num_gt[c])) for c in range(len(labels))])
+    return summarise(
+        "activitynet", subset, labels, thresholds, ap, num_videos=len(videos), num_ground_truth=len(gt_class),
+        num_detections=len(det_class), num_ignored_detections=len(found.labels) - len(det_class),
+    )  # fmt: skip
+
+
+def check_thresholds(tious: Sequence[float]) -> np.ndarray:
+    """float64 [k]. Raises UserError unless they are distinct numbers in (0, 1]."""
+    thresholds = np.asarray(tious, np.float64)
+    keys = {f"{t:g}" for t in thresholds}
+    if not keys or len(keys) < len(thresholds) or not ((thresholds > 0) & (thresholds <= 1)).all():
+        raise UserError(f"tIoU thresholds {list(tious)} must be distinct numbers in (0, 1].")
+    return thresholds
+
+
+def choose_labels(truth: Table, subset: str | None, classes: Iterable[str] | None = None) -> list[str]:
+    """`classes`, or all labels of `truth`, sorted. Raises UserError where one of them, or all, have no instance."""
     labels = sorted(set(truth.labels) if classes is None else set(classes))
     absent = set(labels) - set(truth.labels)
     if absent or not labels:
         what = f"instance of {', '.join(sorted(absent))}" if absent else "annotation"
         raise UserError(f"ground truth: there is no {what} in subset '{subset or 'all'}', so AP is undefined there.")
+    return labels
 
-    video_of = {name: i for i, name in enumerate(videos)}
-    class_of = {label: i for i, label in enumerate(labels)}
-    gt_class, gt_video, gt_se, _ = _select(truth, video_of, class_of)
-    found = read_detections(detections)
-    det_class, det_video, det_se, det_score = _select(found, video_of, class_of)
-    order = rank_by_score(det_class, det_score, official_order)
-    det_class = det_class[order]
-    gt_group, det_group = gt_video * len(labels) + gt_class, det_video[order] * len(labels) + det_class
-    hits = match(gt_group, gt_se, det_group, det_se[order], thresholds, official_order)
-    num_gt = np.bincount(gt_class, minlength=len(labels))
-    bounds = np.searchsorted(det_class, np.arange(len(labels) + 1))
-    ap = np.stack([average_precision(hits[bounds[c] : bounds[c + 1]], int(num_gt[c])) for c in range(len(labels))])
-    per_class = {
-        label: {**dict(zip(keys, map(float, row))), "average": float(row.mean())} for label, row in zip(labels, ap)
-    }
+
+def summarise(
+    protocol: str, subset: str | None, labels: Sequence[str], thresholds: np.ndarray, ap: np.ndarray, **counts: int
+) -> dict[str, Any]:
+    """The content of results.json, from the AP of each label and threshold, [c, k] in 0..1."""
+    keys = [f"{t:g}" for t in thresholds]
     return {
-        "protocol": "activitynet",
+        "protocol": protocol,
         "subset": subset,
-        "num_videos": len(videos),
-        "num_ground_truth": len(gt_class),
-        "num_detections": len(det_class),
-        "num_ignored_detections": len(found.labels) - len(det_class),
+        **counts,
         "map": dict(zip(keys, map(float, ap.mean(axis=0)))),
         "average_map": float(ap.mean(axis=0).mean()),
-        "per_class": per_class,
+        "per_class": {
+            label: {**dict(zip(keys, map(float, row))), "average": float(row.mean())} for label, row in zip(labels, ap)
+        },
     }
 
 
@@ -150,7 +109,7 @@ def match(
     gt_group: np.ndarray, gt_se: np.ndarray, det_group: np.ndarray, det_se: np.ndarray,
     thresholds: np.ndarray, official_order: bool = False,
 ) -> np.ndarray:  # fmt: skip
-    """True positives of ranked detections: greedy one-to-one matching at every threshold on its own.
+    """Greedy one-to-one matching of ranked detections, at every threshold on its own.
 
     Args:
       gt_group: [g] integer that names video and class; a detection sees the ground truth of its own group only.
@@ -159,10 +118,10 @@ def match(
       det_se: [n, 2] (start, end), in the unit of `gt_se`.
       thresholds: [k] smallest tIoU of a match.
 
-    Returns: bool [n, k].
+    Returns: int [n, k], the ground truth that each detection takes, or -1.
     """
-    det, gt, tiou = _candidate_pairs(gt_group, gt_se, det_group, det_se, float(thresholds.min()), official_order)
-    hits = np.zeros((len(det_group), len(thresholds)), bool)
+    det, gt, tiou = candidate_pairs(gt_group, gt_se, det_group, det_se, float(thresholds.min()), official_order)
+    claimed = np.full((len(det_group), len(thresholds)), -1)
     for k, threshold in enumerate(thresholds):
         keep = tiou >= threshold
         # What a detection gets depends on all before it; few pairs remain, so a plain loop is the fast way.
@@ -170,8 +129,8 @@ def match(
         for d, g in zip(det[keep].tolist(), gt[keep].tolist()):
             if not hit[d] and not taken[g]:
                 hit[d] = taken[g] = 1
-        hits[:, k] = np.frombuffer(hit, bool)
-    return hits
+                claimed[d, k] = g
+    return claimed
 
 
 def average_precision(hits: np.ndarray, num_ground_truth: int) -> np.ndarray:
@@ -186,32 +145,43 @@ def average_precision(hits: np.ndarray, num_ground_truth: int) -> np.ndarray:
     return (np.diff(true_positives / num_ground_truth, axis=0, prepend=0.0) * envelope).sum(axis=0)
 
 
-def format_row(results: dict[str, Any]) -> str:
+def format_row(results: dict[str, Any], per_class: bool = False) -> str:
     """The row of the paper's tables in percent, under its heading: every tIoU and "Avg".
 
     With ActivityNet's ten thresholds the columns are those of Table 2: 0.5, 0.75, 0.95 and the average of all ten.
+    `per_class` puts a line for each class above it, and names before the lines.
     """
     values = results["map"]
     table_2 = ("0.5", "0.75", "0.95")
     columns = table_2 if len(values) == 10 and set(table_2) <= set(values) else tuple(values)
-    cells = [(key, values[key]) for key in columns] + [("Avg", results["average_map"])]
-    return " ".join(f"{key:>5}" for key, _ in cells) + "\n" + " ".join(f"{100 * value:5.1f}" for _, value in cells)
+    rows = list(results["per_class"].items()) if per_class else []
+    rows.append(("mAP", {**values, "average": results["average_map"]}))
+    width = max(len(name) for name, _ in rows) + 1 if per_class else 0
+    lines = [" " * width + " ".join(f"{key:>5}" for key in (*columns, "Avg"))]
+    for name, row in rows:
+        cells = " ".join(f"{100 * row[key]:5.1f}" for key in (*columns, "average"))
+        lines.append(f"{name:<{width}}{cells}" if per_class else cells)
+    return "\n".join(lines)
 
 
-def _candidate_pairs(
+def candidate_pairs(
     gt_group: np.ndarray, gt_se: np.ndarray, det_group: np.ndarray, det_se: np.ndarray,
-    min_tiou: float, official_order: bool,
+    min_tiou: float, official_order: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-    """Pairs of one group with tIoU >= min_tiou: detection, ground truth and tIoU, in the order of the choice."""
+    """Pairs of one group with tIoU >= min_tiou: detection, ground truth and tIoU, in the order of the choice.
+
+    Detections come in their order, and for each the ground truth by falling tIoU, ties in its order; see `match`.
+    """
     by_group = np.argsort(gt_group, kind="stable")
     sorted_group = gt_group[by_group]
     chunks = [(np.zeros(0, np.intp), np.zeros(0, np.intp), np.zeros(0))]
-    for begin in range(0, len(det_group), _CHUNK):
-        group = det_group[begin : begin + _CHUNK]
-        first = np.searchsorted(sorted_group, group, "left")
-        count = np.searchsorted(sorted_group, group, "right") - first
+    first_of = np.searchsorted(sorted_group, det_group, "left")
+    count_of = np.searchsorted(sorted_group, det_group, "right") - first_of
+    inner = np.searchsorted(np.cumsum(count_of), np.arange(_CHUNK, count_of.sum(), _CHUNK), "right")
+    for begin, end in itertools.pairwise(np.unique([0, *inner, len(det_group)]).tolist()):
+        first, count = first_of[begin:end], count_of[begin:end]
         offset = np.cumsum(count) - count
-        det = begin + np.repeat(np.arange(len(group)), count)
+        det = np.repeat(np.arange(begin, end), count)
         gt = by_group[np.arange(count.sum()) + np.repeat(first - offset, count)]
         tiou = segments.tiou(gt_se[gt], det_se[det])
         preference = -tiou
@@ -225,75 +195,12 @@ def _candidate_pairs(
     return det, gt, tiou
 
 
-def _select(table: Table, video_of: dict[str, int], class_of: dict[str, int]) -> tuple[np.ndarray, ...]:
-    """Class, video, segment and score of the rows whose video and label are known."""
+def select(table: Table, videos: Sequence[str], labels: Sequence[str]) -> tuple[np.ndarray, ...]:
+    """Class, video (as positions in `labels` and `videos`), segment and score of the rows that are in both lists."""
+    video_of = {name: i for i, name in enumerate(videos)}
+    class_of = {label: i for i, label in enumerate(labels)}
     video = np.fromiter((video_of.get(name, -1) for name in table.videos), np.int64, len(table.videos))
     label = np.fromiter((class_of.get(name, -1) for name in table.labels), np.int64, len(table.labels))
     known = (video >= 0) & (label >= 0)
     scores = table.scores[known] if len(table.scores) else table.scores
     return label[known], video[known], table.segments_sec[known], scores
-
-
-def _read_json(path: str | pathlib.Path) -> Any:
-    path = pathlib.Path(path)
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return json.loads(content.decode("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; check the path.") from None
-    except (OSError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); check that it is a file and whole.") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}); give a JSON file in the ActivityNet format.") from None
-
-
-def _member(content: Any, key: str, source: str, remedy: str) -> dict[str, Any]:
-    if not isinstance(content, dict) or not isinstance(content.get(key), dict):
-        raise UserError(f"{source}: the key '{key}' with an object is missing at the top; {remedy}.")
-    return content[key]
-
-
-def _table(entries: list[tuple[str, Any]], source: str, with_scores: bool) -> Table:
-    """Converts all rows at once; only when something is amiss are they walked one by one to name the culprit."""
-    try:
-        items = [item for _, rows in entries for item in rows]
-        labels = [item["label"] for item in items]
-        times = np.array([item["segment"] for item in items] or np.zeros((0, 2)), np.float64)
-        scores = np.array([item["score"] for item in items] if with_scores else [], np.float64)
-        fine = times.shape == (len(items), 2) and scores.ndim == 1 and all(type(label) is str for label in labels)
-        fine = fine and bool(np.isfinite(times).all() and np.isfinite(scores).all())
-        fine = fine and bool((times[:, 0] <= times[:, 1]).all())
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError):
-        fine = False
-    if not fine:
-        raise UserError(f"{source}: {_complaint(entries, with_scores)}")
-    return Table([name for name, rows in entries for _ in rows], labels, times, scores)
-
-
-def _complaint(entries: list[tuple[str, Any]], with_scores: bool) -> str:
-    kind = "detection" if with_scores else "annotation"
-    for name, rows in entries:
-        if not isinstance(rows, list):
-            return f"video '{name}': expected a list of {kind}s, found {type(rows).__name__}."
-        for index, row in enumerate(rows):
-            at = f"video '{name}', {kind} {index}"
-            for field in ("label", "segment", "score") if with_scores else ("label", "segment"):
-                if not isinstance(row, dict) or field not in row:
-                    return f"{at}: the field '{field}' is missing; add it."
-            if not isinstance(row["label"], str):
-                return f"{at}: 'label' is {row['label']!r}; it must be a string."
-            if with_scores and not _is_number(row["score"]):
-                return f"{at}: 'score' is {row['score']!r}; it must be a finite number."
-            times = row["segment"]
-            if not isinstance(times, list | tuple) or len(times) != 2 or not all(map(_is_number, times)):
-                return f"{at}: 'segment' is {times!r}; it must be [start, end], two finite numbers in seconds."
-            if float(times[1]) < float(times[0]):
-                return f"{at}: 'segment' is {times!r}; its end lies before its start, swap or remove them."
-    return "a value has an unexpected type; compare the file with the format in docs/datasets.md."
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        return isinstance(value, str | int | float) and math.isfinite(float(value))
-    except (ValueError, OverflowError):
-        return False

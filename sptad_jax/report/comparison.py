@@ -1,4 +1,4 @@
-"""The sections that compare detections with ground truth: time lines, scores, confusion, durations."""
+"""The sections that compare detections with ground truth: time lines, scores, confusion."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -162,14 +162,3 @@ def _confusion_table(counts: np.ndarray, totals: np.ndarray, classes: list[str])
         '<div class="scroll" style="max-height:none"><table class="confusion" id="confusion-table"><thead><tr><th></th>'
         f"{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
-
-
-def durations(comparison: Comparison | None) -> str:
-    """Recall of short and of long actions."""
-    if comparison is None:
-        return style.empty(_NO_COMPARISON)
-    buckets = matches.recall_by_duration(comparison.ground_truth, comparison.kept)
-    chart = style.figure(plots.recall_chart(buckets), "Recall by length of the action",
-                         "Share of ground-truth instances that are found with the right class by detections at the "
-                         "best-F1 threshold; n is the number of instances.")
-    return chart

@@ -1,7 +1,6 @@
 """What the page counts: detections paired with ground truth, and the curves and tables that follow from the pairs."""
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,9 +9,6 @@ from sptad_jax.report.records import Instance
 from sptad_jax.segments import tiou
 
 PER_VIDEO = 200  # detections of one video that are counted, best first; enough for recall, and quick to pair
-# Edges in seconds of the DETAD study (Alwassel et al. 2018): for ActivityNet, and finer ones for short actions.
-LONG_EDGES_SEC = (30.0, 60.0, 120.0, 180.0)
-SHORT_EDGES_SEC = (3.0, 6.0, 12.0, 18.0)
 Videos = Mapping[str, Sequence[Instance]]
 
 
@@ -120,36 +116,3 @@ def confusion(ground_truth: Videos, kept: Videos, classes: Sequence[str], thresh
         for missed in set(range(len(truths))) - set(columns.tolist()):
             counts[index[truths[missed].label], -1] += 1
     return counts
-
-
-@dataclasses.dataclass(frozen=True)
-class Bucket:
-    """Ground truths of one range of durations: how many, and the share found at each tIoU."""
-
-    name: str
-    count: int
-    recall: dict[float, float]
-
-
-def recall_by_duration(ground_truth: Videos, kept: Videos, tious: Sequence[float] = (0.3, 0.5, 0.7)) -> list[Bucket]:
-    """Recall of the kept detections in the duration buckets of DETAD (finer edges when half are under 15 s)."""
-    lengths = np.array([t.end_sec - t.start_sec for truths in ground_truth.values() for t in truths])
-    if not len(lengths):
-        return []
-    edges = SHORT_EDGES_SEC if np.median(lengths) < 15 else LONG_EDGES_SEC
-    names = [f"≤ {edges[0]:g} s", *(f"{a:g}–{b:g} s" for a, b in itertools.pairwise(edges)), f"> {edges[-1]:g} s"]
-    where = np.searchsorted(edges, lengths, side="left")
-    found = {}
-    for threshold in tious:
-        hits = []
-        for video, truths in ground_truth.items():
-            hit = np.zeros(len(truths), bool)
-            columns = match(overlaps(kept.get(video, ()), truths, same_class=True), threshold)
-            hit[columns[columns >= 0]] = True
-            hits.append(hit)
-        found[threshold] = np.concatenate(hits)
-    return [
-        Bucket(name, int((where == k).sum()), {t: float(found[t][where == k].mean()) for t in tious})
-        for k, name in enumerate(names)
-        if (where == k).any()
-    ]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sptad_jax.report import comparison, overview, style
+from sptad_jax.report import comparison, diagnosis, overview, style
 from sptad_jax.report.records import Instance, detections_of, ground_truth_of, read_run
 from sptad_jax.report.style import text
 from sptad_jax.report.timeline import FramesOf, FrameStrips, timeline
@@ -20,10 +20,10 @@ _SHOWN_DETECTIONS = 25  # of one video
 def write_report(workdir: str | os.PathLike[str], frames_of: FramesOf | None = None) -> pathlib.Path:
     """Writes workdir/report/index.html from what the run has left so far, and returns its path.
 
-    Reads config.json, metrics.jsonl, results.json, detections.json and run.json of `workdir`, and ground_truth.json
-    and dataset.json of the folder config.data.dataset_dir. Any of them may be absent or broken: the page then says
-    so in a sentence. run.json may hold "command" (str or list), "steps", "seconds_last_start", "parameters" (a number),
-    "hardware" and other plain values, which are listed as they are.
+    Reads config.json, metrics.jsonl, results.json, analysis.json, detections.json and run.json of `workdir`, and
+    ground_truth.json and dataset.json of the folder config.data.dataset_dir. Any of them may be absent or broken: the
+    page then says so in a sentence. run.json may hold "command" (str or list), "steps", "seconds_last_start",
+    "parameters" (a number), "hardware" and other plain values, which are listed as they are.
 
     Args:
       frames_of: (video name, times in seconds) -> uint8 frames [H, W, 3], one for each time; None: no pictures.
@@ -39,7 +39,7 @@ def write_report(workdir: str | os.PathLike[str], frames_of: FramesOf | None = N
         ("videos", "Time lines of videos", comparison.videos(run, compared, FrameStrips(frames_of))),
         ("scores", "Scores and localisation", comparison.scores(compared)),
         ("confusion", "Confusion between classes", comparison.confusion(compared)),
-        ("durations", "Recall by duration", comparison.durations(compared)),
+        *diagnosis.sections(run.analysis),
         ("config", "Configuration", overview.configuration(run)),
         ("reproduce", "Reproduce", overview.reproduce(run)),
     ]
@@ -51,6 +51,15 @@ def write_report(workdir: str | os.PathLike[str], frames_of: FramesOf | None = N
         "detection (arXiv 2109.08847), in JAX.",
     )
     return style.write_page(workdir / "report" / "index.html", document)
+
+
+def write_analysis_report(output_dir: str | os.PathLike[str], analysis: Mapping[str, Any]) -> pathlib.Path:
+    """Writes output_dir/index.html with the content of analysis.json drawn, and returns its path."""
+    subset = f"subset {text(analysis['subset'])}" if analysis["subset"] else "all videos"
+    subtitle = (f"{subset}: {style.plural(analysis['num_ground_truth'], 'instance')}, "
+                f"{style.plural(analysis['num_detections'], 'detection')}")
+    document = style.page("Error analysis", subtitle, diagnosis.sections(dict(analysis)), "")
+    return style.write_page(pathlib.Path(output_dir) / "index.html", document)
 
 
 def dataset_frames(dataset: Any) -> FramesOf | None:

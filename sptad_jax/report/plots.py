@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sptad_jax.report.matches import Bucket, Curve
+from sptad_jax.report.matches import Curve
 from sptad_jax.report.style import PALETTE
 
 # Stand-ins that become variables of the page's style sheet once the SVG is drawn.
-_INK, _SOFT, _LINE, _PAGE = "#010203", "#010204", "#010205", "#010206"
-_VARIABLES = {_INK: "--ink", _SOFT: "--soft", _LINE: "--line", _PAGE: "--page"} | {
+INK, SOFT, LINE, PAGE = "#010203", "#010204", "#010205", "#010206"
+_VARIABLES = {INK: "--ink", SOFT: "--soft", LINE: "--line", PAGE: "--page"} | {
     light: f"--c{k}" for k, (light, _) in enumerate(PALETTE)
 }
 COLOURS = [light for light, _ in PALETTE]
@@ -28,9 +28,9 @@ _RC = {
     "svg.hashsalt": "sptad",  # the same page from the same run, byte for byte
     "font.size": 10,
     "text.parse_math": False,  # names of metrics come from a file; a dollar sign is a dollar sign
-    "text.color": _INK,
-    "axes.edgecolor": _SOFT,
-    "axes.labelcolor": _SOFT,
+    "text.color": INK,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": SOFT,
     "axes.facecolor": "none",
     "axes.grid": True,
     "axes.grid.axis": "y",
@@ -40,26 +40,26 @@ _RC = {
     "axes.spines.left": False,
     "axes.formatter.limits": (-3, 5),
     "axes.formatter.use_mathtext": False,
-    "grid.color": _LINE,
+    "grid.color": LINE,
     "grid.linewidth": 0.8,
-    "xtick.color": _SOFT,
-    "ytick.color": _SOFT,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
     "ytick.left": False,
     "legend.frameon": False,
     "legend.fontsize": 9,
-    "legend.labelcolor": _INK,
+    "legend.labelcolor": INK,
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
 }
-_styled = matplotlib.rc_context(_RC)  # type: ignore[arg-type]
+styled = matplotlib.rc_context(_RC)  # type: ignore[arg-type]
 
 
-def _axes(width: float = 4.9, height: float = 2.75) -> tuple[Figure, Axes]:
+def axes(width: float = 4.9, height: float = 2.75) -> tuple[Figure, Axes]:
     fig = Figure(figsize=(width, height), layout="constrained")
     return fig, fig.add_subplot()
 
 
-def _svg(fig: Figure, description: str) -> str:
+def svg_of(fig: Figure, description: str) -> str:
     """The figure as an <svg> element with its own ids, theme colours and a description for screen readers."""
     stream = io.StringIO()
     with warnings.catch_warnings():
@@ -100,7 +100,7 @@ def series(records: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarray
     return table[:, 0], table[:, 1]
 
 
-@_styled
+@styled
 def curve_chart(records: Sequence[Mapping[str, float]], keys: Mapping[str, str], description: str,
                 smoothed: bool = True, gaps: Sequence[int] = ()) -> str:
     """Values over steps, one line per key (key -> name in the legend); the raw values stay as a faint line.
@@ -108,7 +108,7 @@ def curve_chart(records: Sequence[Mapping[str, float]], keys: Mapping[str, str],
     `gaps` are steps to mark with a dotted line. The axis is logarithmic where positive values span more
     than 30-fold; otherwise it starts at 0 for values that are not smoothed.
     """
-    fig, ax = _axes()
+    fig, ax = axes()
     lowest, highest = np.inf, -np.inf
     for k, (key, name) in enumerate(keys.items()):
         step, value = series(records, key)
@@ -131,7 +131,7 @@ def curve_chart(records: Sequence[Mapping[str, float]], keys: Mapping[str, str],
     _steps(ax)
     if len(keys) > 1:
         fig.legend(loc="outside upper left", ncols=4, columnspacing=1.2, handlelength=1.2)
-    return _svg(fig, description)
+    return svg_of(fig, description)
 
 
 def _steps(ax: Axes) -> None:
@@ -140,17 +140,17 @@ def _steps(ax: Axes) -> None:
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 
-@_styled
+@styled
 def map_chart(evaluations: Sequence[Mapping[str, float]]) -> str:
     """mAP of every evaluation during training: the average in bold, each tIoU threshold fainter; in percent."""
-    fig, ax = _axes(10.2, 2.9)
+    fig, ax = axes(10.2, 2.9)
     keys = sorted({k for r in evaluations for k in r if re.fullmatch(r"eval_map_[\d.]+", k)})
     for k, key in enumerate(keys):
         step, value = series(evaluations, key)
         strength = 0.75 - 0.5 * k / max(len(keys) - 1, 1)
         ax.plot(step, 100 * value, color=COLOURS[6], alpha=strength, linewidth=1.2)
         ax.annotate(f"@{key.removeprefix('eval_map_')}", (step[-1], 100 * value[-1]), xytext=(7, 0), va="center",
-                    textcoords="offset points", color=_SOFT, fontsize=8.5)
+                    textcoords="offset points", color=SOFT, fontsize=8.5)
     step, value = series(evaluations, "eval_average_map")
     ax.plot(step, 100 * value, color=COLOURS[0], marker="o", markersize=4.5, linewidth=2.2)
     if len(step):
@@ -160,13 +160,13 @@ def map_chart(evaluations: Sequence[Mapping[str, float]]) -> str:
     ax.set_ylabel("mAP (%)")
     ax.set_ylim(bottom=0)
     ax.margins(x=0.05)
-    return _svg(fig, "Mean average precision over training")
+    return svg_of(fig, "Mean average precision over training")
 
 
-@_styled
+@styled
 def precision_recall_chart(curves: Mapping[str, Curve]) -> str:
     """Precision over recall: pooled over classes in bold, each class as a faint line; in percent."""
-    fig, ax = _axes()
+    fig, ax = axes()
     for label, curve in curves.items():
         if label and len(curve.score):
             ax.plot(*thin(100 * curve.recall, 100 * curve.precision, 120), color=COLOURS[6], alpha=0.4, linewidth=0.9)
@@ -175,47 +175,31 @@ def precision_recall_chart(curves: Mapping[str, Curve]) -> str:
     best = int(pooled.f1.argmax())
     ax.plot(100 * pooled.recall[best], 100 * pooled.precision[best], "o", color=COLOURS[0], markersize=6)
     ax.set(xlabel="recall (%)", ylabel="precision (%)", xlim=(0, 101), ylim=(0, 103))
-    return _svg(fig, "Precision over recall at tIoU 0.5")
+    return svg_of(fig, "Precision over recall at tIoU 0.5")
 
 
-@_styled
+@styled
 def score_chart(pooled: Curve, threshold: float) -> str:
     """Precision, recall and F1 against the score threshold, pooled over classes; in percent."""
-    fig, ax = _axes()
+    fig, ax = axes()
     for k, (name, value) in enumerate((("precision", pooled.precision), ("recall", pooled.recall), ("F1", pooled.f1))):
         ax.plot(*thin(pooled.score, 100 * value), color=COLOURS[k], label=name)
-    ax.axvline(threshold, color=_SOFT, linewidth=1, linestyle="--")
+    ax.axvline(threshold, color=SOFT, linewidth=1, linestyle="--")
     ax.annotate(f"{threshold:.2f}", (threshold, 1), xycoords=("data", "axes fraction"), xytext=(4, -2),
-                textcoords="offset points", va="top", color=_SOFT, fontsize=9)
+                textcoords="offset points", va="top", color=SOFT, fontsize=9)
     ax.set(xlabel="detections that score at least", ylabel="%", ylim=(0, 103))
     fig.legend(loc="outside upper left", ncols=3, columnspacing=1.2, handlelength=1.2)
-    return _svg(fig, "Precision, recall and F1 over the score threshold at tIoU 0.5")
+    return svg_of(fig, "Precision, recall and F1 over the score threshold at tIoU 0.5")
 
 
-@_styled
+@styled
 def tiou_chart(tious: np.ndarray) -> str:
     """Histogram of the best tIoU of detections; the first bar (no overlap at all) stands apart in another colour."""
-    fig, ax = _axes()
+    fig, ax = axes()
     counts, edges = np.histogram(tious[tious > 0], bins=20, range=(0, 1))
     ax.bar(edges[:-1], counts, width=0.046, align="edge", color=COLOURS[0])
     ax.bar(-0.075, (tious <= 0).sum(), width=0.046, align="edge", color=COLOURS[1])
     ax.set(xlabel="tIoU with the nearest ground truth of the class", ylabel="detections")
     ax.set_xticks([-0.052, 0.2, 0.4, 0.6, 0.8, 1.0], ["none", "0.2", "0.4", "0.6", "0.8", "1"])
     ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    return _svg(fig, "Histogram of detection tIoU")
-
-
-@_styled
-def recall_chart(buckets: Sequence[Bucket]) -> str:
-    """Recall at several tIoU in each duration bucket, in percent, with the number of instances below."""
-    fig, ax = _axes(10.2, 2.9)
-    tious = list(buckets[0].recall)
-    width = 0.8 / len(tious)
-    for k, threshold in enumerate(tious):
-        heights = [100 * bucket.recall[threshold] for bucket in buckets]
-        places = np.arange(len(buckets)) + (k - (len(tious) - 1) / 2) * width
-        ax.bar(places, heights, width=0.9 * width, color=COLOURS[k], label=f"tIoU {threshold:g}")
-    ax.set_xticks(range(len(buckets)), [f"{b.name}\nn = {b.count:,}" for b in buckets])
-    ax.set(ylabel="recall (%)", ylim=(0, 103))
-    fig.legend(loc="outside upper left", ncols=len(tious), columnspacing=1.2, handlelength=1.2)
-    return _svg(fig, "Recall by duration of the action")
+    return svg_of(fig, "Histogram of detection tIoU")

@@ -23,6 +23,7 @@ class Run:
 
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     results: dict[str, Any] = dataclasses.field(default_factory=dict)
+    analysis: dict[str, Any] = dataclasses.field(default_factory=dict)
     summary: dict[str, Any] = dataclasses.field(default_factory=dict)
     dataset: dict[str, Any] = dataclasses.field(default_factory=dict)
     training: list[dict[str, float]] = dataclasses.field(default_factory=list)  # sorted by step, finite values only
@@ -42,11 +43,12 @@ class Run:
 
 
 def read_run(workdir: pathlib.Path) -> Run:
-    """Reads config, metrics, ground truth, detections, results and run summary; never raises for their content."""
+    """Reads config, metrics, ground truth, detections, results, analysis, summary; never raises for their content."""
     run = Run()
     run.config = _read_json(workdir / "config.json", run, "so the options of this run are not shown")
     run.summary = _read_json(workdir / "run.json", run, None)
     run.results = _read_json(workdir / "results.json", run, "because the final evaluation has not run yet")
+    run.analysis = _read_json(workdir / "analysis.json", run, "so errors are not broken down by cause")
     _read_metrics(workdir / "metrics.jsonl", run)
     run.subset = str(run.results.get("subset", run.option("data", "test_subset")) or "")
     folder = run.option("data", "dataset_dir")

@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 
 from sptad_jax.config import Config, to_dict
+from sptad_jax.evaluation.analysis import analyse
 
 CLASSES = ("BaseballPitch", "CleanAndJerk", "CliffDiving", "GolfSwing", "HammerThrow", "LongJump", "PoleVault")
 TIOUS = ("0.3", "0.4", "0.5", "0.6", "0.7")
@@ -68,7 +69,8 @@ def fill(workdir: pathlib.Path, steps: int = 1600, classes=CLASSES, videos: int 
                  "average_map": sum(table.values()) / len(table)}
     summary = {"command": "python train.py --config configs/thumos14.py --workdir runs/a", "hardware": "1 x H200",
                "steps": steps, "seconds_last_start": 5025.0, "parameters": 21_400_000}
-    for name, value in (("config", config), ("results", evaluated), ("run", summary),
+    analysed = analyse({"database": database}, {"results": results}, [float(t) for t in TIOUS], "test")
+    for name, value in (("config", config), ("results", evaluated), ("analysis", analysed), ("run", summary),
                         ("detections", {"version": "1", "results": results, "external_data": {}})):
         (workdir / f"{name}.json").write_text(json.dumps(value))
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
