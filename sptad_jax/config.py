@@ -133,7 +133,7 @@ class TrainConfig:
     allow_partial: bool = False  # accept weights with missing, unexpected or misshapen paths
     log_every: int = 10  # steps
     checkpoint_every: int = 500  # steps
-    keep_checkpoints: int = 2  # the newest
+    keep_checkpoints: int = 2  # the newest; with evaluate_every the one with the best average mAP stays as well
     evaluate_every: float = 0  # epochs; 0: only at the end
 
 
@@ -141,7 +141,7 @@ class TrainConfig:
 class InferenceConfig:
     """3.2.2: from the last stage to detections."""
 
-    batch_size: int = 8  # windows per forward pass
+    batch_size: int = 8  # windows per forward pass, rounded up to a multiple of the devices
     combine: Literal["product", "sqrt", "none"] = "product"  # class probability with clip probability (Table 7)
     min_score: float = 0.001  # proposals below are dropped before NMS
     nms: Literal["soft", "hard", "none"] = "soft"

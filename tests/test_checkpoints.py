@@ -1,5 +1,9 @@
 """Checkpoints: what is saved comes back bit for bit in a new process, what does not fit is refused in a sentence."""
 
+import itertools
+import resource
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,21 +37,21 @@ def make_state(step=0, seed=0, kernel=(3, 2), head="head", ema=True, tx=TX):
     return sharding.replicate(state.replace(opt_state=opt_state), sharding.make_mesh(1))
 
 
-def save(folder, *states, keep=2):
+def save(folder, *states, keep=2, maps=()):
     """As a process that trains: saves in the background, then closes."""
-    checkpoints = Checkpoints(folder / "checkpoints", keep)
-    for state in states:
-        checkpoints.save(state, {"step": 10 * int(state.step)}, META)
-    checkpoints.close()
+    with Checkpoints(folder / "checkpoints", keep) as checkpoints:
+        for state, average_map in itertools.zip_longest(states, maps):
+            checkpoints.save(state, {"step": 10 * int(state.step)}, META, average_map)
 
 
 def restore(folder, state, keep=2):
     """As the next process."""
-    checkpoints = Checkpoints(folder / "checkpoints", keep)
-    try:
+    with Checkpoints(folder / "checkpoints", keep) as checkpoints:
         return checkpoints.restore(state)
-    finally:
-        checkpoints.close()
+
+
+def steps_in(folder):
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
 
 
 def assert_equal(expected, found):
@@ -75,7 +79,19 @@ def test_newest_comes_back_bit_for_bit(saved):
 
 def test_keeps_the_newest(saved):
     """A disk that fills up, or the newest one deleted instead of the oldest."""
-    assert sorted(path.name for path in (saved / "checkpoints").iterdir() if path.name.isdigit()) == ["5", "8"]
+    assert steps_in(saved) == [5, 8]
+
+
+def test_keeps_the_best(tmp_path):
+    """The best state deleted because it is old, the worst kept for the best, or the newest deleted because others are
+    better, without which no run could go on."""
+    states = [make_state(step) for step in (1, 2, 3, 4, 5)]
+    save(tmp_path, *states, keep=1, maps=(0.1, 0.5, 0.0, 0.3, None))
+    assert steps_in(tmp_path) == [2, 5]
+    assert_equal(states[4], restore(tmp_path, make_state(), keep=1)[0])
+    variables, meta = load_for_inference(tmp_path / "checkpoints" / "2")
+    assert meta["step"] == 2
+    assert_equal(states[1].ema_params, variables["params"])
 
 
 def test_same_step_is_not_written_twice(tmp_path):
@@ -85,12 +101,85 @@ def test_same_step_is_not_written_twice(tmp_path):
     assert_equal(make_state(4), restore(tmp_path, make_state())[0])
 
 
-def test_no_checkpoint_yet(tmp_path):
-    """A fresh folder taken for a run to resume; half-written checkpoints of a killed process taken for whole ones."""
+def test_no_checkpoint_yet(tmp_path, capsys):
+    """A fresh folder taken for a run to resume; half-written checkpoints of a killed process taken for whole ones, or
+    dropped without a word."""
     (tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp-1").mkdir(parents=True)
+    with Checkpoints(tmp_path / "checkpoints", 2) as checkpoints:
+        assert checkpoints.latest_step() is None
+    assert "the checkpoint of step 7 was not written to its end" in capsys.readouterr().out
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def largest_file(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+DAMAGES = {
+    "array cut": lambda step: cut(largest_file(step / "model")),
+    "array changed": lambda step: largest_file(step / "optimizer").write_bytes(b"?" * 4000),
+    "description gone": lambda step: (step / "model" / "_METADATA").unlink(),
+    "item gone": lambda step: shutil.rmtree(step / "optimizer"),
+    "position cut": lambda step: cut(step / "data" / "metadata"),
+    "nothing left": lambda step: [shutil.rmtree(path) for path in step.iterdir() if path.is_dir()],
+}
+
+
+@pytest.mark.usefixtures("orbax_leftovers")
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_damaged_newest_gives_way_to_the_one_before(tmp_path, capsys, damage):
+    """A run that never starts again for one bad file, or that goes on from elsewhere without a word; a damaged step
+    that blocks the saving of the good one, or that is tried again at each start."""
+    save(tmp_path, make_state(5), make_state(8))
+    damage(tmp_path / "checkpoints" / "8")
+    state, data_state, meta = restore(tmp_path, make_state())
+    assert_equal(make_state(5), state)
+    assert data_state == {"step": 50} and meta == META
+    assert "step 8 is damaged, it is now 8.damaged; going on from step 5" in capsys.readouterr().out
+    assert steps_in(tmp_path) == [5] and (tmp_path / "checkpoints" / "8.damaged").is_dir()
+    save(tmp_path, make_state(8))
+    assert_equal(make_state(8), restore(tmp_path, make_state())[0])
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.usefixtures("orbax_leftovers")
+def test_all_damaged_is_one_sentence(tmp_path):
+    """A traceback, a fresh start over the remains of a run, or folders renamed for nothing."""
+    save(tmp_path, make_state(5), make_state(8))
+    for step in ("5", "8"):
+        cut(tmp_path / "checkpoints" / step / "meta" / "metadata")
+    with pytest.raises(UserError, match=r"step 8 .* is damaged"):
+        restore(tmp_path, make_state())
+    assert steps_in(tmp_path) == [5, 8]
+
+
+def test_unwritable_folder_is_one_sentence(tmp_path):
+    """A traceback of Orbax where the folder cannot be made."""
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="file/checkpoints: the folder cannot be written"):
+        Checkpoints(tmp_path / "file" / "checkpoints", 2)
+
+
+@pytest.mark.usefixtures("orbax_leftovers")
+def test_full_disk_is_one_sentence(tmp_path):
+    """A disk that fills up while a checkpoint is written in the background: a traceback, or a training that goes on
+    without any; the checkpoint before must stay. (Files are limited to 100 kB, where a full disk would stop them.)"""
+    big = np.random.default_rng(0).normal(size=(500, 500)).astype(np.float32)
+    save(tmp_path, make_state(1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     checkpoints = Checkpoints(tmp_path / "checkpoints", 2)
-    assert checkpoints.latest_step() is None
-    checkpoints.close()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(UserError, match=r"checkpoints: the .*checkpoint.* cannot be written \(.*; make room"):
+            checkpoints.save(make_state(2).replace(batch_stats={"x": jnp.asarray(big)}), {"step": 20}, META)
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert steps_in(tmp_path) == [1]
+    assert_equal(make_state(1), restore(tmp_path, make_state())[0])
 
 
 @pytest.mark.parametrize("changes, lines", [
@@ -157,6 +246,7 @@ def test_missing_checkpoint_is_one_sentence(tmp_path):
     assert not (tmp_path / "absent").exists() and list((tmp_path / "empty").iterdir()) == []
 
 
+@pytest.mark.usefixtures("orbax_leftovers")
 def test_damaged_checkpoint_is_one_sentence(tmp_path):
     """A checkpoint that lost a part in copying: a traceback of Orbax."""
     save(tmp_path, make_state(1))

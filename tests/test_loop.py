@@ -1,6 +1,7 @@
 """The training loop: order of events, exact resume after a kill, refusal of numbers that are not finite."""
 
 import json
+import signal
 import types
 
 import jax
@@ -45,6 +46,7 @@ class Batches:
 
     def set_state(self, state):
         self.position = state["next"]
+        return ""
 
 
 def run(workdir, batches, config=CONFIG):
@@ -146,8 +148,8 @@ def test_poisoned_batch_stops_without_a_bad_checkpoint(tmp_path):
 class Recorder:
     """A loop whose every part only notes that it was called."""
 
-    def __init__(self, start=0, losses=None, **train):
-        self.events, self.losses, self.position = [], losses or {}, start
+    def __init__(self, start=0, losses=None, signals=None, **train):
+        self.events, self.losses, self.position, self.signals = [], losses or {}, start, signals or {}
         self.lines = []
         self.config = change(CONFIG, train={"epochs": 3.0, "checkpoint_every": 2, "log_every": 2, **train})
         self.state = types.SimpleNamespace(step=np.int32(start))
@@ -160,9 +162,13 @@ class Recorder:
     def get_state(self):
         return self.position
 
-    def save(self, state, data_state, meta):
+    def save(self, state, data_state, meta, average_map=None):
         assert meta is META and data_state == int(state.step)
+        assert average_map == (0.125 if f"evaluate {state.step}" in self.events else None)
         self.events.append(f"save {state.step}")
+
+    def wait(self):
+        self.events.append("wait")
 
     def write(self, step, values):
         self.lines.append({"step": step, **values})
@@ -176,6 +182,8 @@ class Recorder:
         assert batch.keys() == {"rgb"}, "the device gets what the step does not read"
         done = int(state.step) + 1
         self.events.append(f"step {done}")
+        for number in self.signals.get(done, ()):
+            signal.raise_signal(number)
         metrics = {"loss": self.losses.get(done, float(done)), "loss_l1": 0.5, "grad_norm": 1.0}
         return types.SimpleNamespace(step=np.int32(done)), metrics
 
@@ -194,7 +202,7 @@ def test_order_of_events():
     assert recorder.events == [
         "next 0", "step 1", "next 1", "step 2", "write 2", "evaluate 2", "write 2", "save 2",
         "next 2", "step 3", "next 3", "step 4", "write 4", "evaluate 4", "write 4", "save 4",
-        "next 4", "step 5", "save 5"]  # fmt: skip
+        "next 4", "step 5", "save 5", "wait"]  # fmt: skip
 
 
 def test_losses_are_read_one_step_late():
@@ -202,14 +210,53 @@ def test_losses_are_read_one_step_late():
     recorder = Recorder(checkpoint_every=100, epochs=2.0, log_every=1)
     recorder.run()
     assert recorder.events == ["next 0", "step 1", "next 1", "step 2", "write 1", "next 2", "step 3", "write 2",
-                               "next 3", "step 4", "write 3", "write 4", "save 4"]  # fmt: skip
+                               "next 3", "step 4", "write 3", "write 4", "save 4", "wait"]  # fmt: skip
 
 
 def test_restart_does_not_repeat_what_is_done():
     """The restored state evaluated and saved a second time."""
     recorder = Recorder(start=4, evaluate_every=1.0)
     recorder.run()
-    assert recorder.events == ["next 4", "step 5", "next 5", "step 6", "write 6", "save 6"]
+    assert recorder.events == ["next 4", "step 5", "next 5", "step 6", "write 6", "save 6", "wait"]
+
+
+def test_evaluated_state_is_saved():
+    """A best state that is gone because no checkpoint fell due at its step."""
+    recorder = Recorder(evaluate_every=1.0, checkpoint_every=100)
+    recorder.run()
+    assert [event for event in recorder.events if event.startswith(("evaluate", "save"))] == [
+        "evaluate 2", "save 2", "evaluate 4", "save 4", "save 6"]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_after_the_running_step(number):
+    """A preempted run that dies without a checkpoint, draws a batch too many, evaluates first, saves a bad state, or
+    returns before the checkpoint is on disk; handlers that stay behind."""
+    before = signal.getsignal(number)
+    recorder = Recorder(signals={4: [number]}, evaluate_every=1.0)
+    assert int(recorder.run().step) == 4
+    assert recorder.events[-4:] == ["step 4", "write 4", "save 4", "wait"]
+    assert signal.getsignal(number) is before
+    bad = Recorder(signals={4: [number]}, losses={4: float("nan")})
+    with pytest.raises(UserError, match="step 4"):
+        bad.run()
+    assert "save 4" not in bad.events and signal.getsignal(number) is before
+
+
+def test_signal_right_after_the_start_makes_one_step():
+    """A run that is preempted again and again before its first step's end, and never gets further."""
+    recorder = Recorder(start=2, signals={3: [signal.SIGTERM]})
+    assert int(recorder.run().step) == 3
+
+
+def test_second_ctrl_c_stops_at_once():
+    """A user who cannot get out of a step that hangs."""
+    before = signal.getsignal(signal.SIGINT)  # a shell's background job ignores it
+    recorder = Recorder(signals={3: [signal.SIGINT, signal.SIGINT]})
+    with pytest.raises(KeyboardInterrupt):
+        recorder.run()
+    assert recorder.events[-1] == "step 3"
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_log_lines_are_means():

@@ -3,6 +3,7 @@
 import gc
 import json
 import shutil
+import signal
 import time
 
 import jax
@@ -81,8 +82,9 @@ def finished(config, tmp_path_factory):
     return workdir, seen
 
 
-def watch(patch, kill_at=None, checkpoint=None):
-    """Records the windows of each batch; optionally ends the process when a batch is drawn, and a checkpoint there."""
+def watch(patch, kill_at=None, checkpoint=None, interrupt_at=None, number=None):
+    """Records the windows of each batch; optionally ends the process when a batch is drawn, and a checkpoint there, or
+    sends it a signal then."""
     seen = []
     draw = TrainingBatches.__next__
 
@@ -92,6 +94,8 @@ def watch(patch, kill_at=None, checkpoint=None):
             while not checkpoint.exists() and time.monotonic() < deadline:  # it is written in the background
                 time.sleep(0.01)
             raise Killed
+        if len(seen) == interrupt_at:
+            signal.raise_signal(number)
         batch = draw(self)
         seen.append(np.stack([batch["video_index"], batch["start_frame"]]).tolist())
         return batch
@@ -131,8 +135,10 @@ def test_everything_is_written(finished, dataset):
     saved = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
     assert saved[-1] == steps and len(saved) == 2
     assert json.loads((workdir / "run.json").read_text())["steps"] == steps
+    analysis = json.loads((workdir / "analysis.json").read_text())
+    assert (analysis["num_ground_truth"], analysis["num_detections"], analysis["subset"]) == (1, 32, results["subset"])
     page = (workdir / "report" / "index.html").read_text()
-    assert "unseen" in page and "data:image" in page
+    assert "unseen" in page and "data:image" in page and "What each kind of error costs" in page
     _, meta = load_for_inference(workdir)
     assert meta["classes"] == ["jump", "run"] and meta["source"]["frame_size"] == 36
 
@@ -154,6 +160,26 @@ def test_killed_run_resumes_bit_for_bit(finished, config, tmp_path, capsys):
     assert read_lines(tmp_path) == read_lines(workdir)
     for name in ("detections.json", "results.json"):
         assert (tmp_path / name).read_bytes() == (workdir / name).read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_the_same_command_goes_on(finished, config, tmp_path, capsys, number):
+    """A preempted run that loses steps, exits as if it had failed, evaluates or reports half a training, or does not
+    say how to go on; one that repeats or skips a batch afterwards."""
+    workdir, whole = finished
+    with pytest.MonkeyPatch.context() as patch:
+        first = watch(patch, interrupt_at=4, number=number)
+        assert start(config, tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "stopped by a signal after step 5 of 6: resume with the same command" in out
+    assert not (tmp_path / "results.json").exists() and (tmp_path / "checkpoints" / "5").is_dir()
+    with pytest.MonkeyPatch.context() as patch:
+        second = watch(patch)
+        assert start(config, tmp_path) == 0
+    assert "resumed at step 5" in capsys.readouterr().out
+    assert first + second == whole
+    assert read_lines(tmp_path) == read_lines(workdir)
+    assert (tmp_path / "detections.json").read_bytes() == (workdir / "detections.json").read_bytes()
 
 
 def test_second_start_only_evaluates(finished, config, capsys):
@@ -214,6 +240,27 @@ def test_refused_paths(config, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     assert "--workdir" in refused(capsys, start(config, tmp_path / "file"))
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_options_of_multihost(config, tmp_path, capsys, monkeypatch):
+    """Options that are read by nobody without --multihost; a job that waits for ever for processes that nobody named,
+    or a traceback from inside JAX."""
+    with pytest.raises(SystemExit):
+        start(config, tmp_path, "--process-id", "0")
+    assert "belong to --multihost" in capsys.readouterr().err
+    asked = []
+
+    def initialize(*arguments, **options):
+        asked.append((arguments, options))
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    line = refused(capsys, start(config, tmp_path, "--multihost"))
+    assert "coordinator_address should be defined" in line and "--coordinator HOST:PORT" in line
+    refused(capsys, start(config, tmp_path, "--multihost", "--coordinator", "a:1", "--num-processes", "3",
+                          "--process-id", "2"))
+    assert [arguments for arguments, _ in asked] == [(None, None, None), ("a:1", 3, 2)]
+    assert all(options["heartbeat_timeout_seconds"] <= 40 for _, options in asked)
 
 
 def test_nothing_to_evaluate(config, tmp_path, capsys):

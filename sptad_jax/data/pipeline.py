@@ -1,6 +1,7 @@
 """Batches of windows, read with Grain: the same order for every number of threads, workers and hosts."""
 
 import dataclasses
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -47,34 +48,71 @@ class WindowSource:
         return window | {name: np.asarray(getattr(self.index, name)[i]) for name in names}
 
 
+@dataclasses.dataclass(frozen=True)
+class ReadRows:
+    """Positions of a whole batch -> the windows of rows first..last-1, stacked.
+
+    A process reads neighbouring rows, so that its windows stand at the same places of the global batch for any number
+    of processes: random crops and flips are drawn by place.
+    """
+
+    source: WindowSource
+    first: int
+    last: int
+
+    def __call__(self, positions: np.ndarray) -> Batch:
+        windows = [self.source[position] for position in positions[self.first:self.last]]
+        return {name: np.stack([window[name] for window in windows]) for name in windows[0]}
+
+
 class TrainingBatches(Iterator[Batch]):
     """An endless iterator of training batches; its state is the number of batches given out.
 
     Grain's own states do not fit another number of workers or hosts; a count does, since batch k is the same for all:
-    the hosts' k-th batches together are rows k*B..(k+1)*B-1 of one sequence.
+    the hosts' k-th batches together are rows k*B..(k+1)*B-1 of one sequence. `sequence` says what else that sequence
+    depends on, `readers` who reads it; both travel with the count.
     """
 
-    def __init__(self, batches: grain.MapDataset, num_windows: int, batch_size: int, config: DataConfig) -> None:
-        self._batches, self._config = batches, config
-        self.num_windows = num_windows
-        self.steps_per_epoch = max(1, num_windows // batch_size)
+    def __init__(self, batches: grain.MapDataset, sequence: dict[str, int], readers: dict[str, int],
+                 config: DataConfig) -> None:
+        self._batches, self._config, self._sequence, self._readers = batches, config, sequence, readers
+        self.num_windows = sequence["windows"]
+        self.steps_per_epoch = max(1, self.num_windows // sequence["train.batch_size"])
         self._step = 0
         self._iterator: Any = None
 
     def __next__(self) -> Batch:
         if self._iterator is None:
             self._iterator = iter(_read_ahead(self._batches[self._step:], self._config))
-        batch = next(self._iterator)
+        try:
+            batch = next(self._iterator)
+        except RuntimeError as error:  # of Grain
+            if "terminated unexpectedly" not in str(error):
+                raise
+            raise UserError(f"a process that reads training windows died after batch {self._step} (of data.workers="
+                            f"{self._config.workers}; often for lack of memory); start again with the same command, it "
+                            "goes on from the newest checkpoint; fewer data.workers need less memory.") from error
         self._step += 1
         return batch
 
     def get_state(self) -> dict[str, int]:
-        return {"step": self._step}
+        return {"step": self._step, **self._sequence, **self._readers}
 
-    def set_state(self, state: dict[str, int]) -> None:
-        """Goes on as if `state["step"]` batches had been taken."""
+    def set_state(self, state: dict[str, int]) -> str:
+        """Goes on as if `state["step"]` batches had been taken; returns a remark for the user, or "".
+
+        Other processes or workers than those of the state read the very same batches. Raises UserError where batch k is
+        not what it was: another batch size, seed or number of windows.
+        """
+        for name, value in self._sequence.items():
+            if state.get(name, value) != value:
+                raise UserError(f"the checkpoint is of a training with {name} = {state[name]}, here it is {value}: its "
+                                "batches would be repeated or skipped; go back to that, or use another --workdir.")
         self.close()
         self._step = int(state["step"])
+        changed = [f"{name} {state[name]} -> {value}" for name, value in self._readers.items()
+                   if state.get(name, value) != value]
+        return f"the same batches are now read by others: {', '.join(changed)}" if changed else ""
 
     def close(self) -> None:
         """Ends the reading threads and workers."""
@@ -129,9 +167,12 @@ def make_training_batches(
                         "its annotations, data.window_rule and data.min_tioa.")
     source = WindowSource(dataset, index, data_config.num_frames, tuple(streams), True, len(index))
     local_size = _split_batch(train_config.batch_size, process_count, "train.batch_size")
-    batches = (grain.MapDataset.source(source).seed(train_config.seed).shuffle().repeat(reseed_each_epoch=True)
-               [process_index::process_count].batch(local_size, drop_remainder=True))
-    return TrainingBatches(batches, len(index), train_config.batch_size, data_config)
+    rows = ReadRows(source, process_index * local_size, (process_index + 1) * local_size)
+    batches = (grain.MapDataset.range(len(index)).seed(train_config.seed).shuffle().repeat(reseed_each_epoch=True)
+               .batch(train_config.batch_size, drop_remainder=True).map(rows))
+    sequence = {"windows": len(index), "train.batch_size": train_config.batch_size, "train.seed": train_config.seed}
+    readers = {"processes": process_count, "data.workers": data_config.workers}
+    return TrainingBatches(batches, sequence, readers, data_config)
 
 
 def make_test_batches(
@@ -166,6 +207,12 @@ def _split_batch(batch_size: int, process_count: int, field: str) -> int:
     return batch_size // process_count
 
 
+def _leave_signals(worker: int, count: int) -> None:
+    """Ctrl-C and preemption reach every process of a group; when to end, the one that trains tells its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def _read_ahead(batches: grain.MapDataset, config: DataConfig) -> grain.IterDataset:
     """Reads in threads, or in worker processes; few batches ahead, since one of the paper's holds 257 MB."""
     options = grain.ReadOptions(num_threads=config.read_threads, prefetch_buffer_size=max(2, config.read_threads))
@@ -175,5 +222,5 @@ def _read_ahead(batches: grain.MapDataset, config: DataConfig) -> grain.IterData
 
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's workers look at absl's flags and refuse unparsed ones
-        reader = reader.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
+        reader = reader.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers), _leave_signals)
     return reader

@@ -8,23 +8,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
+from jax.sharding import Mesh
 
 from sptad_jax.config import Config
 from sptad_jax.data import augment
 from sptad_jax.data.datasets import Dataset
 from sptad_jax.data.pipeline import make_test_batches
-from sptad_jax.evaluation.average_precision import evaluate, load_ground_truth
+from sptad_jax.evaluation.average_precision import evaluate
+from sptad_jax.evaluation.files import load_ground_truth
 from sptad_jax.files import write_json
 from sptad_jax.inference.postprocess import load_external_scores, postprocess_video, write_detections
 from sptad_jax.models.conv3d import compiler_options
 from sptad_jax.models.sptad import SPTAD, final_predictions
+from sptad_jax.training import sharding
+from sptad_jax.training.distributed import is_main
 from sptad_jax.training.metrics import Progress
 
 Forward = Callable[[Any, dict[str, np.ndarray]], dict[str, jax.Array]]
 
 
-def make_forward(config: Config, num_classes: int) -> Forward:
-    """Jitted (variables, batch) -> {"class_prob" [B,N,A], "segments_norm" [B,N,2], "clip_prob" [B,A]}, float32."""
+def make_forward(config: Config, num_classes: int, mesh: Mesh | None = None) -> Forward:
+    """Jitted (variables, batch) -> {"class_prob" [B,N,A], "segments_norm" [B,N,2], "clip_prob" [B,A]}, float32.
+
+    `mesh`: devices of this process that share a batch, each of which holds the variables; None: the default device.
+    """
     model = SPTAD(config.model, num_classes)
 
     @functools.partial(jax.jit, compiler_options=compiler_options(config.model.compute_dtype))
@@ -39,25 +47,34 @@ def make_forward(config: Config, num_classes: int) -> Forward:
         return out
 
     def call(variables: Any, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        return forward(variables, {name: batch[name] for name in (*config.model.streams, "num_frames")})
+        inputs = {name: batch[name] for name in (*config.model.streams, "num_frames")}
+        return forward(variables, sharding.shard_batch(inputs, mesh) if mesh else inputs)
 
     return call
 
 
 def predict_windows(
-    forward: Forward, variables: Any, batches: Iterable[dict[str, np.ndarray]], num_windows: int
+    forward: Forward, variables: Any, batches: Iterable[dict[str, np.ndarray]], num_windows: int, gather: bool = False
 ) -> dict[int, dict[str, np.ndarray]]:
-    """Runs every window -> video index -> arrays of that video's windows, stacked on axis 0, with "start_frame"."""
-    rows: dict[int, list[dict[str, np.ndarray]]] = {}
+    """Runs every window -> video index -> arrays of that video's windows, stacked on axis 0, with "start_frame".
+
+    With `gather` the batches are those of this process alone, every process has equally many, and all get the result
+    for the windows of all.
+    """
+    columns: dict[str, list[np.ndarray]] = {}
     progress = Progress(0, num_windows, "window", "predict")
     for batch in batches:
-        out = jax.device_get(forward(variables, batch))
-        for i in np.flatnonzero(batch["is_real"]):
-            row = {name: value[i] for name, value in out.items()} | {"start_frame": batch["start_frame"][i]}
-            rows.setdefault(int(batch["video_index"][i]), []).append(row)
-        progress.update(int(batch["is_real"].sum()))
+        places = {name: batch[name] for name in ("video_index", "start_frame", "is_real")}
+        for name, value in (jax.device_get(forward(variables, batch)) | places).items():
+            columns.setdefault(name, []).append(value)
+        progress.update(int(batch["is_real"].sum()) * (jax.process_count() if gather else 1))
     progress.close()
-    return {index: {name: np.stack([r[name] for r in group]) for name in group[0]} for index, group in rows.items()}
+    rows = {name: np.concatenate(values) for name, values in columns.items()}
+    if gather:  # window k is the k // n-th one of process k % n
+        rows = {name: np.concatenate(value.swapaxes(0, 1)) for name, value in process_allgather(rows).items()}
+    rows = {name: value[rows["is_real"]] for name, value in rows.items() if name != "is_real"}
+    video_index = rows.pop("video_index")
+    return {int(i): {name: value[video_index == i] for name, value in rows.items()} for i in np.unique(video_index)}
 
 
 def windows_to_detections(
@@ -88,11 +105,16 @@ def evaluate_state(
 ) -> dict[str, Any]:
     """Detects in every test video; writes detections.json and results.json into `workdir`; returns the results.
 
-    `variables`: {"params", "batch_stats"}. The ground truth is the one kept beside the dataset.
+    `variables`: {"params", "batch_stats"}. The ground truth is the one kept beside the dataset. All processes call it
+    and share the windows; no computation spans several of them until the predictions are gathered, so that none waits
+    for another before that. Each returns the results, the first one writes the files.
     """
     forward = forward or make_forward(config, len(dataset.classes))
-    batches = make_test_batches(dataset, config.data, config.inference.batch_size, config.model.streams)
-    predicted = predict_windows(forward, variables, batches, batches.num_windows)
+    batches = make_test_batches(
+        dataset, config.data, sharding.round_up(config.inference.batch_size), config.model.streams,
+        process_index=jax.process_index(), process_count=jax.process_count(),
+    )  # fmt: skip
+    predicted = predict_windows(forward, variables, batches, batches.num_windows, gather=True)
     external = load_external_scores(config.inference.external_scores) if config.inference.external_scores else {}
     detections: dict[str, list[dict[str, Any]]] = {}
     for index in dataset.indices_of(config.data.test_subset):
@@ -105,12 +127,14 @@ def evaluate_state(
             classes=dataset.classes,
             external=external.get(video.name),
         )
-    write_detections(workdir / "detections.json", detections)
+    if is_main():
+        write_detections(workdir / "detections.json", detections)
     results = evaluate(
         load_ground_truth(dataset.ground_truth_path),
         {"results": detections},
         config.evaluation.tious,
         subset=config.data.test_subset,
     )
-    write_json(workdir / "results.json", results)
+    if is_main():
+        write_json(workdir / "results.json", results)
     return results

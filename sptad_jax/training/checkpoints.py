@@ -14,50 +14,102 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import LatestN
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from sptad_jax.errors import UserError
+from sptad_jax.training.distributed import LostProcess, is_main, say
 from sptad_jax.training.step import TrainState
 
+UNFINISHED = ".orbax-checkpoint-tmp"  # part of the name of a folder that Orbax is still writing
+SET_ASIDE = ".damaged"
+# what Orbax and TensorStore raise for files that are missing, cut or changed; AttributeError: an item without metadata
+DAMAGE = (AttributeError, ValueError, KeyError, OSError)
 
-class Checkpoints:
-    """The folder DIR/checkpoints of one run.
+
+class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
+    """The folder DIR/checkpoints of one run; with several processes, all of them call each method.
 
     Args:
       directory: folder of the checkpoints, made when missing.
-      keep: how many of the newest stay.
+      keep: how many of the newest stay; beside them the one with the highest mAP, of those saved with one.
+
+    Raises UserError where the folder cannot be made or written.
     """
 
     def __init__(self, directory: pathlib.Path, keep: int):
         self.directory = directory.resolve()
-        options = ocp.CheckpointManagerOptions(preservation_policy=LatestN(keep), cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=_handlers())
+        unfinished = sorted(path.name.split(".")[0] for path in self.directory.glob(f"*{UNFINISHED}*"))
+        if unfinished:
+            say(f"{self.directory}: the checkpoint of step {', '.join(unfinished)} was not written to its end and is "
+                "removed.")
+        best = BestN(get_metric_fn=_average_map, n=1, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy([LatestN(keep), best]), best_fn=_average_map,
+            cleanup_tmp_directories=True,
+        )  # fmt: skip
+        with self._explain_failed_write("folder"):
+            self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=_handlers())
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, data_state: Any, meta: dict[str, Any]) -> None:
-        """Begins to write in the background; nothing happens when the step is already there."""
+    def save(
+        self, state: TrainState, data_state: Any, meta: dict[str, Any], average_map: float | None = None
+    ) -> None:
+        """Begins to write in the background; nothing happens when the step is already there.
+
+        `average_map`: of this state, where it was evaluated. Raises UserError when this or the last write fails.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardSave(_model_part(state)),
-                optimizer=ocp.args.StandardSave(state.opt_state),
-                data=ocp.args.JsonSave({"state": data_state}),
-                meta=ocp.args.JsonSave(meta),
-            ),
-        )
+        with self._explain_failed_write(f"checkpoint of step {step} or the one before"):
+            self._manager.save(
+                step,
+                metrics=None if average_map is None else {"average_map": average_map},
+                args=ocp.args.Composite(
+                    model=ocp.args.StandardSave(_model_part(state)),
+                    optimizer=ocp.args.StandardSave(state.opt_state),
+                    data=ocp.args.JsonSave({"state": data_state}),
+                    meta=ocp.args.JsonSave(meta),
+                ),
+            )
 
     def restore(self, state: TrainState) -> tuple[TrainState, Any, dict[str, Any]]:
-        """Newest checkpoint in the shape and sharding of `state` -> (state, data_state, meta).
+        """Newest checkpoint that is whole, in the shape and sharding of `state` -> (state, data_state, meta).
 
-        Raises UserError with the list of paths when the checkpoint is of another architecture.
+        A damaged one that is newer is renamed, so that its step can be saved again, and named on the terminal.
+        Raises UserError with the list of paths when the checkpoint is of another architecture, or where none fits.
         """
-        step = self.latest_step()
-        assert step is not None, "restore() needs a checkpoint; ask latest_step() first"
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        assert steps, "restore() needs a checkpoint; ask latest_step() first"
+        problems: list[Exception] = []
+        for step in steps:
+            problem: Exception | None = None
+            try:
+                restored = self._read(step, state)
+            except DAMAGE as error:
+                problem = error
+            if multihost_utils.process_allgather(np.array(problem is not None)).any():  # all go on from one step
+                problems.append(problem or OSError(f"another process cannot read step {step}"))
+                continue
+            self._set_aside(steps[: len(problems)], step)
+            state = state.replace(
+                step=jax.device_put(np.asarray(step, np.int32), state.step.sharding),
+                params=restored.model["params"],
+                batch_stats=restored.model["batch_stats"],
+                ema_params=restored.model["ema_params"],
+                opt_state=restored.optimizer,
+            )
+            return state, restored.data["state"], restored.meta
+        raise UserError(
+            f"{self.directory}: the checkpoint of step {steps[0]} does not fit the optimiser of the config (clip_norm, "
+            "decay_mask and backbone_lr_multiplier of train), or is damaged; use the run's own config, or another "
+            "--workdir."
+        ) from problems[0]
+
+    def _read(self, step: int, state: TrainState) -> Any:
         self._refuse_other_architecture(step, state)
         args = ocp.args.Composite(
             model=ocp.args.StandardRestore(_abstract(_model_part(state))),
@@ -65,22 +117,17 @@ class Checkpoints:
             data=ocp.args.JsonRestore(),
             meta=ocp.args.JsonRestore(),
         )
-        try:
-            restored = self._manager.restore(step, args=args)
-        except (ValueError, KeyError, OSError) as error:
-            raise UserError(
-                f"{self.directory}: the checkpoint of step {step} does not fit the optimiser of the config (clip_norm, "
-                "decay_mask and backbone_lr_multiplier of train), or is damaged; use the run's own config, or another "
-                "--workdir."
-            ) from error
-        state = state.replace(
-            step=jax.device_put(np.asarray(step, np.int32), state.step.sharding),
-            params=restored.model["params"],
-            batch_stats=restored.model["batch_stats"],
-            ema_params=restored.model["ema_params"],
-            opt_state=restored.optimizer,
-        )
-        return state, restored.data["state"], restored.meta
+        return self._manager.restore(step, args=args)
+
+    def _set_aside(self, damaged: list[int], good: int) -> None:
+        for step in damaged:
+            say(f"{self.directory}: the checkpoint of step {step} is damaged, it is now {step}{SET_ASIDE}; going on "
+                f"from step {good}.")
+            if is_main():
+                (self.directory / str(step)).rename(self.directory / f"{step}{SET_ASIDE}")
+        if damaged:
+            multihost_utils.sync_global_devices("checkpoints set aside")
+            self._manager.reload()
 
     def _refuse_other_architecture(self, step: int, state: TrainState) -> None:
         saved = _shapes(self._manager.item_metadata(step)["model"].tree)
@@ -99,32 +146,52 @@ class Checkpoints:
                 f"use its own config or another --workdir:\n  {shown}"
             )
 
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not isinstance(error, LostProcess):  # the others, without whom no write can end
+            self.close()
+
     def close(self) -> None:
         """Waits for what is still being written."""
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
+
+    def wait(self) -> None:
+        """Returns when everything saved is on disk. Raises UserError when it could not be written."""
+        with self._explain_failed_write("newest checkpoint"):
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _explain_failed_write(self, what: str) -> Iterator[None]:
+        try:
+            with _quiet():
+                yield
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.directory}: the {what} cannot be written ({str(error).strip().splitlines()[0][:300]}); make "
+                "room or grant access there and start again with the same command, it goes on from the checkpoint "
+                "before."
+            ) from error
 
 
 def load_for_inference(workdir: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The newest checkpoint of a run -> (variables {"params", "batch_stats"} as NumPy arrays, meta).
 
-    Averaged parameters are taken where the run kept them. `workdir` may be the run or its checkpoints folder.
-    Raises UserError when there is no checkpoint.
+    Averaged parameters are taken where the run kept them. `workdir` may be the run, its checkpoints folder, or one of
+    the checkpoints therein (such as that of the best evaluation). Raises UserError when there is no checkpoint.
     """
-    directory = workdir / "checkpoints" if (workdir / "checkpoints").is_dir() else workdir
+    directory, chosen = workdir, None
+    if workdir.name.isdigit() and (workdir / "model").is_dir():
+        directory, chosen = workdir.parent, int(workdir.name)
+    directory = directory / "checkpoints" if (directory / "checkpoints").is_dir() else directory
     missing = f"--checkpoint {workdir}: no checkpoint there; give the --workdir of a training run."
     if not directory.is_dir():
         raise UserError(missing)
     with _quiet(), _open_to_read(directory) as manager:
-        step = manager.latest_step()
+        step = manager.latest_step() if chosen is None else chosen
         if step is None:
             raise UserError(missing)
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         try:
-            target = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-                manager.item_metadata(step)["model"].tree,
-            )
+            target = _on_one_device(manager.item_metadata(step)["model"].tree)
             restored = manager.restore(
                 step, args=ocp.args.Composite(model=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore())
             )
@@ -136,6 +203,17 @@ def load_for_inference(workdir: pathlib.Path) -> tuple[dict[str, Any], dict[str,
     model = restored.model
     params = model.get("ema_params") or model["params"]
     return {"params": params, "batch_stats": model.get("batch_stats") or {}}, dict(restored.meta, step=step)
+
+
+def load_arrays(directory: pathlib.Path) -> dict[str, np.ndarray]:
+    """Every array of the newest checkpoint in a folder of checkpoints, of model and optimiser, by its path."""
+    with _quiet(), _open_to_read(directory) as manager:
+        step = manager.latest_step()
+        targets = {name: _on_one_device(manager.item_metadata(step)[name].tree) for name in ("model", "optimizer")}
+        items = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
+        trees = manager.restore(step, args=ocp.args.Composite(**items))
+    leaves = jax.tree_util.tree_leaves_with_path({name: trees[name] for name in targets})
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
 
 
 def _open_to_read(directory: pathlib.Path) -> ocp.CheckpointManager:
@@ -151,14 +229,18 @@ def _handlers() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps Orbax's remarks on a read-only folder from the terminal."""
+    """Keeps Orbax's remarks from the terminal: read-only folders, missing metrics, tracebacks of what is raised too."""
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
         logger.setLevel(level)
+
+
+def _average_map(metrics: dict[str, float]) -> float:
+    return metrics["average_map"]
 
 
 def _model_part(state: TrainState) -> dict[str, Any]:
@@ -167,6 +249,11 @@ def _model_part(state: TrainState) -> dict[str, Any]:
 
 def _abstract(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def _on_one_device(tree: Any) -> Any:
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

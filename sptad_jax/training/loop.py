@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from sptad_jax.config import Config
 from sptad_jax.errors import UserError
 from sptad_jax.training.checkpoints import Checkpoints
+from sptad_jax.training.distributed import StopSignal
 from sptad_jax.training.metrics import MetricWriter, Progress
 from sptad_jax.training.sharding import shard_batch
 from sptad_jax.training.step import TrainState
@@ -21,7 +22,7 @@ class BatchIterator(Protocol):
 
     def __next__(self) -> dict[str, np.ndarray]: ...
     def get_state(self) -> Any: ...
-    def set_state(self, state: Any) -> None: ...
+    def set_state(self, state: Any) -> str: ...
 
 
 def train(
@@ -39,10 +40,11 @@ def train(
     video_names: list[str],
     evaluate: Callable[[TrainState], dict[str, Any]],
 ) -> TrainState:
-    """Runs from the state's step to the last one of the config, and leaves a checkpoint of that.
+    """Runs from the state's step to the last one of the config, or to the one after which a signal asks to stop.
 
-    The order matters for exact resume: a checkpoint is taken before the next batch is drawn, so state and iterator
-    agree. Losses are read one step late, while the device already works on the next one.
+    It leaves a checkpoint of that step. The order matters for exact resume: a checkpoint is taken before the next batch
+    is drawn, so state and iterator agree. Losses are read one step late, while the device already works on the next
+    one. An evaluated state is saved as well, since the best one is kept; a signal comes before an evaluation.
 
     Raises UserError when a loss or gradient stops being a number, before the bad state can be saved.
     """
@@ -52,28 +54,35 @@ def train(
     progress = Progress(step, total, "step", "train")
     recorder = _Recorder(config, writer, progress, steps_per_epoch, schedule, video_names)
     pending: tuple[int, dict[str, jax.Array], np.ndarray] | None = None
-    while step < total:
-        if step > first:
-            evaluation_due = evaluate_every > 0 and step % evaluate_every == 0
-            checkpoint_due = step % config.train.checkpoint_every == 0
-            if pending and (evaluation_due or checkpoint_due):
-                recorder.record(*pending)  # a state that is not finite must be neither evaluated nor saved
-                pending = None
-            if evaluation_due:
-                writer.write(step, summarise(evaluate(state)))
-            if checkpoint_due:
-                checkpoints.save(state, batches.get_state(), meta)
-        batch = next(batches)
-        state, metrics = train_step(state, shard_batch(_for_device(batch), mesh))
-        step += 1
+    with StopSignal() as stop:
+        while step < total:
+            if step > first:
+                if stop.reached(step):
+                    break
+                evaluation_due = evaluate_every > 0 and step % evaluate_every == 0
+                checkpoint_due = evaluation_due or step % config.train.checkpoint_every == 0
+                if pending and checkpoint_due:
+                    recorder.record(*pending)  # a state that is not finite must be neither evaluated nor saved
+                    pending = None
+                average_map = None
+                if evaluation_due:
+                    results = evaluate(state)
+                    writer.write(step, summarise(results))
+                    average_map = results["average_map"]
+                if checkpoint_due:
+                    checkpoints.save(state, batches.get_state(), meta, average_map)
+            batch = next(batches)
+            state, metrics = train_step(state, shard_batch(_for_device(batch), mesh))
+            step += 1
+            if pending:
+                recorder.record(*pending)
+            pending = (step, metrics, batch["video_index"])
+            progress.update()
         if pending:
             recorder.record(*pending)
-        pending = (step, metrics, batch["video_index"])
-        progress.update()
-    if pending:
-        recorder.record(*pending)
-    progress.close()
-    checkpoints.save(state, batches.get_state(), meta)
+        progress.close()
+        checkpoints.save(state, batches.get_state(), meta)
+        checkpoints.wait()
     return state
 
 

@@ -1,17 +1,22 @@
 """Where numbers go: metrics.jsonl (one JSON object a line), TensorBoard events, and the terminal."""
 
 import json
+import os
 import pathlib
 import sys
 import time
+from typing import Any
 
 from tqdm import tqdm
 
 from sptad_jax.files import write_text
+from sptad_jax.training.distributed import is_main, say
 
 
 class MetricWriter:
     """Writes scalars of a training run; a resumed run first drops the lines that it will write again.
+
+    Of several processes the first one writes, the others' writers do nothing.
 
     Args:
       workdir: folder of the run; receives metrics.jsonl and tensorboard/.
@@ -19,15 +24,19 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: pathlib.Path, first_step: int):
-        self._path = workdir / "metrics.jsonl"
-        self._kept = _keep_lines_before(self._path, first_step) if self._path.exists() else []
-        self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 (closed by close)
+        self._board: Any = None
+        self._kept: list[str] = []
+        if not is_main():
+            self._file = open(os.devnull, "w")  # noqa: SIM115 (closed by close)
+            return
+        path = workdir / "metrics.jsonl"
+        self._kept = _keep_lines_before(path, first_step) if path.exists() else []
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115 (closed by close)
         try:
             import tensorboardX
 
             self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
         except ImportError:
-            self._board = None
             print("TensorBoard events are off: install the extra [data] for tensorboardX.", file=sys.stderr)
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -59,11 +68,15 @@ def _keep_lines_before(path: pathlib.Path, first_step: int) -> list[str]:
 
 
 class Progress:
-    """A bar with rate and time left on a terminal; a plain line for every log interval elsewhere."""
+    """A bar with rate and time left on a terminal; a plain line for every log interval elsewhere.
+
+    Of several processes the first one shows it.
+    """
 
     def __init__(self, first: int, total: int, unit: str, description: str):
+        hidden = not (sys.stderr.isatty() and is_main())
         self._bar = tqdm(
-            total=total, initial=first, unit=unit, desc=description, disable=not sys.stderr.isatty(), dynamic_ncols=True
+            total=total, initial=first, unit=unit, desc=description, disable=hidden, dynamic_ncols=True
         )
         self._first, self._total, self._done = first, total, first
         self._start = time.monotonic()
@@ -81,7 +94,7 @@ class Progress:
         self._bar.set_postfix_str(text, refresh=False)
         if self._bar.disable:
             head = f"{self._description} {self._done}/{self._total}"
-            print(f"{head}  {rate:.2f}/s  {left / 60:.1f} min left  {text}", flush=True)
+            say(f"{head}  {rate:.2f}/s  {left / 60:.1f} min left  {text}")
 
     def close(self) -> None:
         self._bar.close()

@@ -31,22 +31,23 @@ def make_schedule(config: TrainConfig, steps_per_epoch: int) -> Schedule:
 
     "step": times `lr_drop_factor` from the first step of each epoch in `lr_drop_epochs` on (paper 4.1: 1e-4 for 12
     epochs, 1e-5 for the next 4). "cosine": half a cosine from the end of the warm-up to 0 at the last step's end.
-    Both begin with `warmup_steps` of linear growth from 1 %.
+    Both begin with `warmup_steps` of linear growth from 1 %. A rate is float32 (float64 under `jax_enable_x64`).
     """
     total = max(math.ceil(config.epochs * steps_per_epoch), 1)
     drops = [round(epoch * steps_per_epoch) for epoch in config.lr_drop_epochs]
 
     def schedule(step: Any) -> Array:
         step = jnp.asarray(step)
+        position = step.astype(float)
         if config.schedule == "step":
             num_drops = jnp.sum(step >= jnp.asarray(drops, step.dtype)) if drops else 0
-            factor = jnp.asarray(config.lr_drop_factor, jnp.float32) ** num_drops
+            factor = jnp.asarray(config.lr_drop_factor, float) ** num_drops
         else:
-            done = (step - config.warmup_steps) / max(total - config.warmup_steps, 1)
+            done = (position - config.warmup_steps) / max(total - config.warmup_steps, 1)
             factor = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0.0, 1.0)))
         if config.warmup_steps:
-            factor = factor * (WARMUP_START + (1 - WARMUP_START) * jnp.minimum(step / config.warmup_steps, 1.0))
-        return jnp.asarray(config.learning_rate * factor, jnp.float32)
+            factor = factor * (WARMUP_START + (1 - WARMUP_START) * jnp.minimum(position / config.warmup_steps, 1.0))
+        return jnp.asarray(config.learning_rate * factor, float)
 
     return schedule
 

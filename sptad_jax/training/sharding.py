@@ -34,3 +34,18 @@ def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
     """Local arrays [B_local, ...] of every process -> global arrays [B, ...] split over the mesh on axis 0."""
     sharding = NamedSharding(mesh, P("data"))
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+
+
+def round_up(batch_size: int) -> int:
+    """The next batch size that splits evenly over every device of every process."""
+    return -(-batch_size // jax.device_count()) * jax.device_count()
+
+
+def local_mesh() -> Mesh:
+    """A mesh over the devices of this process alone: a computation on it waits for no other process."""
+    return Mesh(np.array(jax.local_devices()), ("data",), axis_types=(AxisType.Auto,))
+
+
+def replicate_locally(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that are replicated over all processes -> copies on every device of this one's `local_mesh`."""
+    return jax.tree.map(lambda x: jax.device_put(x.addressable_data(0), NamedSharding(mesh, P())), tree)
