@@ -22,8 +22,9 @@ def add_frame_options(parser: argparse.ArgumentParser, *, max_frames: int = 0) -
                              f"limit (default {max_frames}{no_limit})")
     parser.add_argument("--frame-size", type=int, default=default.frame_size,
                         help="pixels of either side (default 112)")
-    parser.add_argument("--flow", choices=["tvl1", "dis", "none"], default=default.flow,
-                        help="optical flow: tvl1 as in the paper, dis a hundred times faster, or none (default tvl1)")
+    parser.add_argument("--flow", choices=["tvl1", "tvl1_jax", "dis", "none"], default=default.flow,
+                        help="optical flow: tvl1 as in the paper, tvl1_jax the same in JAX and faster, dis a hundred "
+                             "times faster, or none (default tvl1)")
     parser.add_argument("--bound", type=float, default=default.bound, help="largest flow in pixels (default 20)")
     parser.add_argument("--flow-size", type=int, default=0,
                         help="pixels of either side on which flow is computed before it is averaged down to the frame "

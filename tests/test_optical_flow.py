@@ -59,5 +59,5 @@ def test_missing_method(monkeypatch):
     with pytest.raises(UserError, match="opencv-contrib-python-headless"):
         compute_flow(frames, "tvl1")
     compute_flow(frames, "dis")
-    with pytest.raises(UserError, match="choose tvl1 or dis"):
+    with pytest.raises(UserError, match="choose tvl1, tvl1_jax or dis"):
         compute_flow(frames, "raft")
