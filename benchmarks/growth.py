@@ -25,7 +25,7 @@ from sptad_jax.training.step import init_variables
 
 NUM_CLASSES = 20
 FRAMES, PROPOSALS = (64, 128, 256, 512, 1024, 2048), (25, 50, 100, 200, 400)
-HOURS = (0.125, 0.25, 0.5, 1.0, 2.0)
+HOURS: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0)
 
 
 def main() -> None:
@@ -38,11 +38,11 @@ def main() -> None:
     parser.add_argument("--plot", default="", help="picture to draw (needs matplotlib)")
     args = parser.parse_args()
     config = load_config(args.config, args.set)
-    sizes, repeats = (slice(3), 1) if args.quick else (slice(None), args.repeats)
+    count, repeats = (3, 1) if args.quick else (None, args.repeats)
 
-    rows = grow("frames of a window", FRAMES[sizes], repeats, lambda n: with_frames(config, n))
-    rows += grow("proposals", PROPOSALS[sizes], repeats, lambda n: with_proposals(config, n))
-    work = {hours: make_postprocessing(config, hours) for hours in HOURS[sizes]}
+    rows = grow("frames of a window", FRAMES[:count], repeats, lambda n: with_frames(config, n))
+    rows += grow("proposals", PROPOSALS[:count], repeats, lambda n: with_proposals(config, n))
+    work = {hours: make_postprocessing(config, hours) for hours in HOURS[:count]}
     seconds = time_in_turns({str(hours): run for hours, run in work.items()}, repeats)
     rows += [{"axis": "hours of video", "size": hours, "seconds": float(np.median(seconds[str(hours)])), "MiB": 0.0}
              for hours in work]
@@ -72,7 +72,7 @@ def grow(axis: str, sizes: tuple[int, ...], repeats: int, change: Callable[[int]
             for size, (_, mib) in compiled.items()]
 
 
-def make_forward(config: Config) -> tuple[Callable[[], None], float]:
+def make_forward(config: Config) -> tuple[Callable[[], Any], float]:
     """A function that runs one window through the detector, and the MiB that its program allocates."""
     model = SPTAD(config.model, NUM_CLASSES)
     variables = init_variables(config, NUM_CLASSES)
@@ -81,11 +81,11 @@ def make_forward(config: Config) -> tuple[Callable[[], None], float]:
     forward = jax.jit(lambda v, x: model.apply(v, x, None, train=False)[0],
                       compiler_options=compiler_options(config.model.compute_dtype))
     program = forward.lower(variables, inputs).compile()
-    memory = program.memory_analysis()
+    memory: Any = program.memory_analysis()
     return (lambda: jax.block_until_ready(program(variables, inputs))), memory.temp_size_in_bytes / 2**20
 
 
-def make_postprocessing(config: Config, hours: float) -> Callable[[], None]:
+def make_postprocessing(config: Config, hours: float) -> Callable[[], Any]:
     """A function that turns the proposals of a video of that length into detections: scores as a trained model's."""
     rng = np.random.default_rng(0)
     fps, stride = 10.0, config.data.stride_test

@@ -41,7 +41,8 @@ def get_config() -> Config:
             flip_negates_flow_x=True,
             color_jitter=0.3,  # against knowing videos by the colours of their rooms; not measured alone
         ),
-        loss=LossConfig(class_weight=4.0),  # segments are learnt sooner than classes
+        # Segments are learnt sooner than classes. The clip head needs no matching, so it teaches the backbone early.
+        loss=LossConfig(class_weight=4.0, action_weight=5.0),
         train=TrainConfig(
             epochs=13,
             batch_size=4,

@@ -45,7 +45,8 @@ def get_config() -> Config:
             max_targets=16,
             flip_prob=0.0,  # mirrored, clockwise becomes anti-clockwise
         ),
-        loss=LossConfig(class_weight=4.0),  # segments are learnt sooner than classes
+        # Segments are learnt sooner than classes. The clip head needs no matching, so it teaches the backbone early.
+        loss=LossConfig(class_weight=4.0, action_weight=5.0),
         train=TrainConfig(
             epochs=4,
             batch_size=4,

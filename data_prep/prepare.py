@@ -11,9 +11,8 @@ from data_prep.builder import build_dataset, is_finished
 from data_prep.decode import FrameSettings
 from sptad_jax.data.annotations import Video
 from sptad_jax.data.datasets import open_dataset
+from sptad_jax.data.video import ENDINGS
 from sptad_jax.errors import UserError
-
-ENDINGS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".gif")
 
 
 def prepare_videos(

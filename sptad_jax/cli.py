@@ -1,22 +1,41 @@
-"""The command `sptad`: evaluate detections, detect actions in videos."""
+"""The command `sptad`: evaluate detections, detect actions in videos, study ablations."""
 
 import argparse
 import pathlib
 import sys
+from typing import Any
 
 from sptad_jax.errors import UserError, report_errors
+from sptad_jax.evaluation.thumos_official import TEST_SETS
+from sptad_jax.inference import command
 
 PRESETS = {"thumos14": (0.3, 0.4, 0.5, 0.6, 0.7), "activitynet13": tuple(0.5 + 0.05 * i for i in range(10))}
 
-EVALUATE_HELP = """mAP of a detections file by the ActivityNet protocol.
+EVALUATE_HELP = """mAP of a detections file by the ActivityNet protocol, or by that of the THUMOS14 challenge.
 
   sptad evaluate --ground-truth gt.json --detections detections.json --subset test
   sptad evaluate --ground-truth gt.json --detections detections.json --preset activitynet13 --output results.json
+  sptad evaluate --ground-truth gt.json --detections detections.json --subset test --test-set 210 --per-class
+  sptad evaluate --ground-truth gt.json --detections detections.json --protocol thumos-official --tiou 0.1,0.3,0.5
+  sptad evaluate --ground-truth gt.json --detections detections.json --preset activitynet13 --blocked blocked.json
+  sptad evaluate --ground-truth gt.json --detections detections.json --subset test --analysis runs/analysis
 """
-DETECT_HELP = """Finds actions in video files with a trained checkpoint.
+EXPORT_HELP = """Writes a trained detector for other frameworks: one file with weights, options and class names.
 
-  sptad detect my.mp4 --checkpoint runs/demo
-  sptad detect a.mp4 b.mp4 --checkpoint runs/demo --output detections.json --report runs/demo/detections
+  sptad export --checkpoint runs/demo --output detector.safetensors
+  sptad detect my.mp4 --checkpoint detector.safetensors
+
+docs/torch_detector.py is a PyTorch network that reads it.
+"""
+STUDY_HELP = """Trains the rows of tables of ablations one after another, and sets them beside the paper's figures.
+
+  sptad study --base demo --tables 4,5,6,7,8 --seeds 3 --workdir runs/study
+  sptad study --base thumos14 --tables choices --workdir runs/choices --set data.dataset_dir=data/thumos14
+  sptad study --base demo --tables 4,5,6,7,8 --seeds 3 --workdir runs/study --tables-only
+
+Start it in the root of a checkout, where train.py and configs/ are, and one study a work folder at a time. Run again,
+it skips what is finished and resumes what was interrupted. The tables, in study.md, study.json and table_NAME.svg, are
+written anew after each run.
 """
 
 
@@ -33,41 +52,105 @@ def main(argv: list[str] | None = None) -> int:
     evaluate.add_argument("--subset", help="subset of the ground truth; default: every video in it")
     evaluate.add_argument("--preset", choices=sorted(PRESETS), default="thumos14", help="tIoU thresholds")
     evaluate.add_argument("--tiou", help="thresholds instead of the preset's, e.g. 0.3,0.5,0.7")
-    evaluate.add_argument("--protocol", choices=["activitynet"], default="activitynet")
+    evaluate.add_argument("--protocol", choices=["activitynet", "thumos-official"], default="activitynet")
+    evaluate.add_argument("--official-order", action="store_true",
+                          help="break ties as ActivityNet's script does, not by file order")  # fmt: skip
+    evaluate.add_argument("--test-set", type=int, choices=sorted(TEST_SETS),
+                          help="THUMOS14: the test videos that others use, by their number")  # fmt: skip
+    evaluate.add_argument("--blocked", metavar="NAMES.json", help="JSON list of videos to leave out")
+    evaluate.add_argument("--per-class", action="store_true", help="print AP of every class too")
     evaluate.add_argument("--output", metavar="results.json", help="write every figure, per class too")
+    evaluate.add_argument("--analysis", metavar="DIR",
+                          help="write what goes wrong and why: analysis.json and a page with its plots")  # fmt: skip
     evaluate.set_defaults(run=_evaluate)
 
-    detect = commands.add_parser("detect", description=DETECT_HELP, formatter_class=raw, help="actions in videos")
-    detect.add_argument("videos", nargs="+", metavar="VIDEO")
-    detect.add_argument("--checkpoint", required=True, metavar="DIR", help="work folder of a training")
-    detect.add_argument("--output", metavar="DET.json", help="write all detections; default: print the best")
-    detect.add_argument("--report", metavar="DIR", help="write a page with a time line of each video")
-    detect.add_argument("--min-score", type=float, default=0.1, help="of printed detections (default 0.1)")
-    detect.set_defaults(run=_detect)
+    detect = commands.add_parser("detect", description=command.HELP, formatter_class=raw, help="actions in videos")
+    command.add_arguments(detect)
+    detect.set_defaults(run=command.run)
+
+    export = commands.add_parser("export", description=EXPORT_HELP, formatter_class=raw, help="a file for PyTorch")
+    export.add_argument("--checkpoint", required=True, metavar="DIR", help="work folder of a training")
+    export.add_argument("--format", choices=["torch-state-dict"], default="torch-state-dict",
+                        help="PyTorch's names and layouts, in safetensors (the default)")  # fmt: skip
+    export.add_argument("--output", required=True, metavar="FILE.safetensors")
+    export.set_defaults(run=_export)
+
+    study = commands.add_parser("study", description=STUDY_HELP, formatter_class=raw, help="tables of ablations")
+    study.add_argument("--base", required=True, metavar="CONFIG", help="name of a file in configs/, or a path")
+    study.add_argument("--workdir", required=True, metavar="DIR", help="folder of the tables and of all runs")
+    study.add_argument("--tables", default="4,5,6,7,8",
+                       help="of the paper, and `choices` that it leaves open (default %(default)s)")  # fmt: skip
+    study.add_argument("--seeds", type=int, default=1, help="runs of each row (default 1)")
+    study.add_argument("--set", action="append", default=[], metavar="GROUP.FIELD=VALUE", help="change the base")
+    study.add_argument("--tables-only", action="store_true", help="train nothing, write the tables as far as they go")
+    study.add_argument("--train-script", default="train.py", help="what trains (default ./train.py)")
+    study.add_argument("--ablations", default="configs/ablations.py", help="file of the tables (default ./%(default)s)")
+    study.set_defaults(run=_study)
 
     args = parser.parse_args(argv)
     return args.run(args)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from sptad_jax.evaluation import average_precision
+    from sptad_jax.evaluation import average_precision, thumos_official
     from sptad_jax.files import write_json
 
-    ground_truth = average_precision.load_ground_truth(args.ground_truth)
-    average_precision.read_ground_truth(ground_truth, args.subset, args.ground_truth)  # its errors name the file
-    results = average_precision.evaluate(
-        ground_truth,
-        average_precision.load_detections(args.detections),
-        _thresholds(args.tiou) if args.tiou else PRESETS[args.preset],
-        subset=args.subset,
-    )
-    print(average_precision.format_row(results))
+    ground_truth, detections = _load(args)
+    thresholds = _thresholds(args.tiou) if args.tiou else PRESETS[args.preset]
+    if args.protocol == "thumos-official":
+        if args.official_order:
+            raise UserError("--official-order belongs to --protocol activitynet; leave it out.")
+        results = thumos_official.evaluate(ground_truth, detections, thresholds, args.subset)
+    else:
+        results = average_precision.evaluate(
+            ground_truth, detections, thresholds, args.subset, official_order=args.official_order
+        )
+    print(average_precision.format_row(results, args.per_class))
     if args.output:
         try:
             write_json(args.output, results)
         except OSError as error:
             raise UserError(f"--output {args.output}: cannot be written ({error.strerror}); choose another.") from None
+    if args.analysis:
+        _analyse(pathlib.Path(args.analysis), ground_truth, detections, thresholds, args.subset)
     return 0
+
+
+def _analyse(
+    folder: pathlib.Path, ground_truth: dict[str, Any], detections: dict[str, Any], thresholds: tuple[float, ...],
+    subset: str | None,
+) -> None:  # fmt: skip
+    from sptad_jax.evaluation.analysis import analyse
+    from sptad_jax.files import write_json
+    from sptad_jax.report.page import write_analysis_report
+
+    analysis = analyse(ground_truth, detections, thresholds, subset)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "analysis.json", analysis)
+        print(f"analysis: {write_analysis_report(folder, analysis)}")
+    except OSError as error:
+        raise UserError(f"--analysis {folder}: cannot be written ({error.strerror}); choose another folder.") from None
+
+
+def _load(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Ground truth and detections without the videos that --test-set and --blocked leave out."""
+    from sptad_jax.evaluation import files
+
+    ground_truth, detections = files.load_ground_truth(args.ground_truth), files.load_detections(args.detections)
+    names = set(TEST_SETS[args.test_set]) if args.test_set else set()
+    ground_truth = files.leave_out(ground_truth, "database", names)
+    videos, _ = files.read_ground_truth(ground_truth, args.subset, args.ground_truth)  # its errors name the file
+    if args.test_set and len(videos) != args.test_set:
+        raise UserError(
+            f"--test-set {args.test_set}: {args.ground_truth} has {len(videos)} videos to evaluate on in subset "
+            f"'{args.subset or 'all'}', not {args.test_set}; give --subset, another ground truth, or no --test-set."
+        )
+    if args.blocked:
+        blocked = set(files.load_names(args.blocked))
+        print(f"left out: {len(blocked.intersection(videos))} of {len(videos)} videos")
+        names |= blocked
+    return files.leave_out(ground_truth, "database", names), files.leave_out(detections, "results", names)
 
 
 def _thresholds(text: str) -> tuple[float, ...]:
@@ -80,41 +163,25 @@ def _thresholds(text: str) -> tuple[float, ...]:
     return values
 
 
-def _detect(args: argparse.Namespace) -> int:
-    from sptad_jax.data.video import read_frames_at
-    from sptad_jax.inference.detect import detect_video, load_detector
-    from sptad_jax.inference.postprocess import write_detections
-    from sptad_jax.report.page import write_detection_report
+def _export(args: argparse.Namespace) -> int:
+    from sptad_jax.inference.export import write_safetensors
+    from sptad_jax.training.checkpoints import load_for_inference
 
-    detector = load_detector(args.checkpoint)
-    detections, durations, paths, failed = {}, {}, {}, 0
-    for path in args.videos:
-        name = pathlib.Path(path).stem
-        if name in paths:  # another file of the same name in another folder
-            name = path
-        try:
-            detections[name], durations[name] = detect_video(detector, path)
-        except UserError as error:  # the other videos are still worth detecting in
-            print(f"error: {error}", file=sys.stderr)
-            failed += 1
-            continue
-        paths[name] = path
-        print(f"{path}  ({durations[name]:.1f} s)")
-        for detection in detections[name]:
-            if detection["score"] >= args.min_score:
-                start, end = detection["segment"]
-                print(f"  {start:8.2f} - {end:8.2f} s  {detection['score']:.3f}  {detection['label']}")
-    if args.output:
-        write_detections(pathlib.Path(args.output), detections)
-    if args.report:
-        page = write_detection_report(
-            pathlib.Path(args.report), detections, list(detector.classes), durations=durations,
-            frames_of=lambda name, times: read_frames_at(paths[name], times),
-        )  # fmt: skip
-        print(f"report: {page}")
-    if failed:
-        print(f"error: {failed} of {len(args.videos)} videos could not be read, see above.", file=sys.stderr)
-    return 2 if failed else 0
+    write = {"torch-state-dict": write_safetensors}[args.format]
+    variables, meta = load_for_inference(pathlib.Path(args.checkpoint))
+    write(args.output, variables, meta)
+    print(f"{args.output}: step {meta['step']}, {len(meta['classes'])} classes")
+    return 0
+
+
+def _study(args: argparse.Namespace) -> int:
+    from sptad_jax.study import run_study
+
+    return run_study(
+        args.base, args.tables.split(","), pathlib.Path(args.workdir), args.set, args.seeds,
+        train_script=pathlib.Path(args.train_script), ablations=pathlib.Path(args.ablations),
+        tables_only=args.tables_only,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

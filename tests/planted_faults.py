@@ -38,7 +38,7 @@ FAULTS = (
     ("SoI Align: the last step is never read", SOI, "jnp.clip(positions, 0.0, steps - 1.0)",
      "jnp.clip(positions, 0.0, steps - 2.0)"),
     ("SoI Align: gradient flows into the segments", SOI,
-     "jax.lax.stop_gradient(segments_se).astype(jnp.float32), length", "segments_se.astype(jnp.float32), length"),
+     "jax.lax.stop_gradient(segments_se).astype(wide(segments_se))", "segments_se.astype(wide(segments_se))"),
     ("stages: missing stop-gradient between them", HEAD, "segments_se = jax.lax.stop_gradient(segments_se)\n",
      "pass\n"),
     ("refinement: the centre moves by twice the delta", HEAD, "deltas[..., 0] / DELTA_WEIGHTS[0] * width",

@@ -1,12 +1,15 @@
 """The command `sptad`: figures by hand, files, messages and exit codes."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
+from data_prep.thumos14 import load_thumos14
 from sptad_jax import config as config_lib
 from sptad_jax.cli import main
+from sptad_jax.data.annotations import to_database
 from sptad_jax.data.video import write_video
 from sptad_jax.training.checkpoints import Checkpoints
 from tests.reference.tiny_training import CONFIG, change, new_state, quick_compilation
@@ -71,10 +74,77 @@ def test_evaluate_presets_and_thresholds(files):
     assert b["per_class"]["run"]["0.5"] == pytest.approx(5 / 9) and list(b["map"]) == ["0.5", "0.9"]
 
 
+def test_evaluate_by_the_protocol_of_thumos14(files):
+    """The option that still evaluates by ActivityNet's protocol, where the jump, of tIoU 0.5, counts at 0.5."""
+    options = ["--protocol", "thumos-official", "--subset", "test", "--tiou", "0.4,0.5"]
+    assert evaluate(files, *options, "--output", str(files / "results.json")) == 0
+    results = json.loads((files / "results.json").read_text())
+    assert results["protocol"] == "thumos-official" and results["map"] == pytest.approx({"0.4": 11 / 12, "0.5": 5 / 12})
+    assert (results["num_videos"], results["num_ground_truth"], results["num_detections"]) == (2, 3, 4)
+
+
+@pytest.mark.parametrize("protocol", ["activitynet", "thumos-official"])
+def test_evaluate_without_blocked_videos(files, capsys, protocol):
+    """A blocked video of which the ground truth, or the detections, stay: run would have an AP of 1/2 or less."""
+    (files / "blocked.json").write_text('["v2", "another"]')
+    options = ["--protocol", protocol, "--subset", "test", "--tiou", "0.4", "--blocked", str(files / "blocked.json")]
+    assert evaluate(files, *options, "--output", str(files / "results.json")) == 0
+    results = json.loads((files / "results.json").read_text())
+    assert results["map"] == {"0.4": 1.0}
+    assert (results["num_videos"], results["num_ground_truth"], results["num_detections"]) == (1, 2, 2)
+    assert "left out: 1 of 2 videos" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ['{"v2": true}', "[2]", "v2"])
+def test_evaluate_bad_blocked_file(files, capsys, content):
+    """A list in another form that blocks nothing, or a traceback."""
+    (files / "blocked.json").write_text(content)
+    assert "blocked.json" in refused(capsys, evaluate(files, "--blocked", str(files / "blocked.json")))
+
+
+def test_evaluate_per_class(files, capsys):
+    """A table whose rows are of other classes than their names, or without the mean."""
+    assert evaluate(files, "--subset", "test", "--tiou", "0.5,0.6", "--per-class") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [["0.5", "0.6", "Avg"], ["jump", "100.0", "0.0", "50.0"], ["run", "83.3", "83.3", "83.3"],
+                     ["mAP", "91.7", "41.7", "66.7"]]  # fmt: skip
+
+
+def test_evaluate_ties_in_the_official_order(files):
+    """The option has no effect: by file order the hit comes first; the script's reversed sort puts it last."""
+    rows = [{"label": "run", "score": 0.5, "segment": [start, start + 10]} for start in (0, 60)]
+    (files / "det.json").write_text(json.dumps({"results": {"v1": rows}}))
+    ap = []
+    for more in ([], ["--official-order"]):
+        options = ["--subset", "test", "--tiou", "0.5", *more, "--output", str(files / "results.json")]
+        assert evaluate(files, *options) == 0
+        ap.append(json.loads((files / "results.json").read_text())["per_class"]["run"]["0.5"])
+    assert ap == [1 / 2, 1 / 4]
+
+
+def test_evaluate_on_the_test_sets_of_thumos14(shared, tmp_path, capsys):
+    """A set with another number of videos than its name says, or one that does not check it: 210 of 213."""
+    truth = to_database(load_thumos14(shared / "thumos14" / "official").videos)
+    (tmp_path / "gt.json").write_text(json.dumps(truth))
+    (tmp_path / "det.json").write_text('{"results": {}}')
+    for number, instances in ((213, 3358), (212, 3358), (211, 3329), (210, 3311)):
+        options = ["--subset", "test", "--test-set", str(number), "--output", str(tmp_path / "results.json")]
+        assert evaluate(tmp_path, *options) == 0
+        results = json.loads((tmp_path / "results.json").read_text())
+        assert (results["num_videos"], results["num_ground_truth"]) == (number, instances)
+    assert "410 videos" in refused(capsys, evaluate(tmp_path, "--test-set", "210"))
+    shutil.copy(shared / "thumos14" / "afsd" / "thumos_gt.json", tmp_path / "gt.json")
+    assert evaluate(tmp_path, "--subset", "test", "--test-set", "210") == 0
+    assert "210 videos" in refused(capsys, evaluate(tmp_path, "--subset", "test", "--test-set", "213"))
+
+
 @pytest.mark.parametrize("options, words", [
     (["--tiou", "0.5,x"], ["--tiou 0.5,x"]), (["--tiou", "0"], ["--tiou 0", "(0, 1]"]), (["--tiou", "1.5"], ["1.5"]),
     (["--subset", "testing"], ["gt.json", "testing", "test, train"]),
     (["--output", "/dev/null/results.json"], ["/dev/null/results.json"]),
+    (["--test-set", "210", "--subset", "test"], ["--test-set 210", "gt.json", "2 videos", "'test'"]),
+    (["--blocked", "absent.json"], ["absent.json", "no such file"]),
+    (["--protocol", "thumos-official", "--official-order"], ["--official-order"]),
 ])  # fmt: skip
 def test_evaluate_bad_options(files, capsys, options, words):
     """A traceback, or an error that does not say which option."""
@@ -134,7 +204,7 @@ def test_detect(run_folder, tmp_path, capsys):
     """One broken file that spoils the others, or that is forgotten in the exit code; two videos of the same name of
     which one gets lost; printed lines, file and report that do not agree."""
     paths = [str(run_folder / name) for name in ("a/x.mp4", "broken.mp4", "b/x.mp4")]
-    options = ["--output", str(tmp_path / "det.json"), "--report", str(tmp_path / "report"), "--min-score", "0"]
+    options = ["--output", str(tmp_path / "det.json"), "--report", str(tmp_path / "report"), "--threshold", "0"]
     with quick_compilation():
         code = main(["detect", *paths, "--checkpoint", str(run_folder), *options])
     out, err = capsys.readouterr()

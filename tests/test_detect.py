@@ -2,22 +2,28 @@
 
 import dataclasses
 import json
+import tracemalloc
 
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sptad_jax import config as config_lib
 from sptad_jax.config import Config, DataConfig, InferenceConfig, ModelConfig
 from sptad_jax.data.datasets import open_dataset
 from sptad_jax.data.optical_flow import compute_flow
 from sptad_jax.data.video import decode_video, write_video
+from sptad_jax.data.windows import make_window_starts
 from sptad_jax.errors import UserError
-from sptad_jax.inference.detect import Detector, detect_video, load_detector
+from sptad_jax.inference.detect import Detector, batch_windows, cut_windows, detect_video, load_detector, select
 from sptad_jax.inference.predict import evaluate_state
 from sptad_jax.training.checkpoints import Checkpoints
+from tests.reference.detector_run import make_run
 from tests.reference.tiny_dataset import make_tiny_dataset
-from tests.reference.tiny_training import CONFIG, new_state
+from tests.reference.tiny_training import CONFIG, new_state, quick_compilation
+from tests.reference.whole_video import cut, detect_whole
 
 SOURCE = {"fps": 10.0, "frame_size": 24, "max_frames": 0, "flow": {"method": "dis", "bound": 5.0, "size": 24}}
 DATA = DataConfig(num_frames=16, crop_size=16, stride_test=12, train_subset="training", test_subset="testing")
@@ -134,3 +140,71 @@ def test_loaded_detector_is_the_trained_one(tmp_path):
     expected = {"params": state.ema_params, "batch_stats": state.batch_stats}
     assert jax.tree.structure(detector.variables) == jax.tree.structure(expected)
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(detector.variables)))
+
+
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12), length=st.integers(1, 12), stride=st.integers(1, 20),
+       batch=st.integers(1, 4))
+@settings(deadline=None, max_examples=300)
+def test_windows_cut_from_a_stream_are_those_of_the_whole(sizes, length, stride, batch):
+    """Any blocks, windows shorter or longer than the video, strides beyond a window: catches a frame dropped too
+    early, a doubled or missing last window, padding that is not 0, an unequal or wrongly filled batch."""
+    frames = np.arange(1, sum(sizes) + 1)[:, None] * np.array([1, 1000])
+    blocks = ({"rgb": part, "flow": -part} for part in np.split(frames, np.cumsum(sizes)[:-1]))
+    batches = list(batch_windows(cut_windows(blocks, length, stride), batch))
+    starts = make_window_starts(len(frames), length, stride)
+    assert len(batches) == -(-len(starts) // batch)
+    for k, out in enumerate(batches):
+        own = starts[k * batch:(k + 1) * batch]
+        assert out["is_real"].tolist() == [row < len(own) for row in range(batch)]
+        for row in range(batch):
+            start = own[row % len(own)]
+            assert out["start_frame"][row] == start and out["num_frames"][row] == min(len(frames) - start, length)
+            np.testing.assert_array_equal(out["rgb"][row], cut(frames, start, length))
+            np.testing.assert_array_equal(out["flow"][row], -cut(frames, start, length))
+
+
+def test_memory_does_not_grow_with_the_video():
+    """Blocks or windows that are kept: the peak of 20,000 frames is that of 1,000, 80 frames more at most."""
+    def peak(count):
+        blocks = ({"rgb": np.ones((50, 24, 24, 3), np.uint8)} for _ in range(count // 50))
+        tracemalloc.start()
+        for _ in batch_windows(cut_windows(blocks, 128, 64), 4):
+            pass
+        highest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return highest
+
+    assert peak(20_000) < peak(1_000) + 80 * 24 * 24 * 3
+
+
+def test_streaming_equals_the_whole_video(tmp_path, shared):
+    """Real files through the tiny network, all bits: windows in another order or batch, another rate or duration."""
+    detector = load_detector(make_run(tmp_path))
+    with quick_compilation():
+        for name in ("videos/gmdcsa24/subject_1/Fall/14.mp4", "videos/v_GGSY1Qvo990.mp4",
+                     "motion16/videos/vid_0001.mp4"):
+            found, duration_sec = detect_video(detector, shared / name)
+            assert len(found) > 30 and (found, duration_sec) == detect_whole(detector, shared / name), name
+
+
+@pytest.mark.parametrize("count, max_frames", [(9, 0), (64, 0), (66, 0), (150, 0), (150, 90)])
+def test_streaming_equals_the_whole_video_with_flow(tmp_path, count, max_frames):
+    """Flow lost or doubled where blocks meet; ActivityNet's fixed number of frames, whose rate is known at the end."""
+    path = write(tmp_path / "a.mp4", count)
+    detector = make_detector(Network(), source=SOURCE | {"max_frames": max_frames})
+    seconds = []
+    found = detect_video(detector, path, seconds.append)
+    assert found == detect_whole(detector, path) and found[0]
+    assert seconds == sorted(seconds) and seconds[-1] >= found[1] - 0.2, "progress stops before the end"
+
+
+def test_choice_of_detections():
+    """Filters in the wrong order (the best of all classes, then the class), a limit that a just equal score misses."""
+    rows = [{"label": name, "score": score, "segment": [0.0, 1.0]}
+            for name, score in (("a", 0.9), ("b", 0.8), ("b", 0.5), ("a", 0.5), ("b", 0.4))]  # fmt: skip
+    assert select(rows) == rows
+    assert select(rows, 0.5) == rows[:4]
+    assert select(rows, 0.5, ["b"], 1) == [rows[1]] and select(rows, 0.85, ["b"], 1) == []
+    assert select(rows, top_k=2) == rows[:2]
+    with pytest.raises(UserError, match=r"unknown class c; the detector knows: jump, run"):
+        make_detector(Network()).detect("a.mp4", classes=["jump", "c"])

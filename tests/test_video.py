@@ -7,7 +7,7 @@ import pytest
 from av.video.reformatter import VideoReformatter
 
 from sptad_jax.data import video as video_module
-from sptad_jax.data.video import decode_video, read_frames_at, write_video
+from sptad_jax.data.video import decode_video, iterate_frames, read_frames_at, stated_duration, write_video
 from sptad_jax.errors import UserError
 
 
@@ -203,3 +203,36 @@ def test_real_video(shared):
     video = decode_video(shared / "videos" / "v_GGSY1Qvo990.mp4", fps=10, size=48)
     assert len(video.frames) == 181 and video.duration_sec == pytest.approx(18.09, abs=0.02)
     assert 20 < video.frames.mean() < 235 and video.frames.std() > 10
+
+
+@pytest.mark.parametrize("times, words", [([0, 5, 6105], "leap by 61[0-9] s"), ([0, 5, 5990], None),
+                                          ([3000, 3005, 3010], None)])  # fmt: skip
+def test_leaps_in_time(tmp_path, times, words):
+    """Damaged time stamps whose picture is repeated for days; slow slides, or a recording that starts late, refused."""
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.max_b_frames = 0
+        for image, pts in zip(grey_frames([50, 100, 150]), times):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts = pts
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    if words:
+        with pytest.raises(UserError, match=words):
+            decode_video(tmp_path / "a.mkv", fps=10, size=8)
+    else:
+        video = decode_video(tmp_path / "a.mkv", fps=1, size=8)
+        assert video.duration_sec == pytest.approx((times[-1] - times[0]) / 10, abs=0.5)
+        own = list(iterate_frames(tmp_path / "a.mkv"))
+        np.testing.assert_allclose([start for start, _, _ in own], (np.array(times) - times[0]) / 10, atol=2e-3)
+        np.testing.assert_allclose(level_of(np.stack([image for *_, image in own])), [50, 100, 150], atol=3)
+
+
+def test_stated_duration(tmp_path):
+    """A progress bar without end, an error before the file is even read, or a wait for someone to write to a pipe."""
+    write_video(tmp_path / "a.mp4", grey_frames([50] * 25), 10)
+    (tmp_path / "text.mp4").write_text("no video")
+    assert stated_duration(tmp_path / "a.mp4") == pytest.approx(2.5)
+    assert [stated_duration(tmp_path / name) for name in ("text.mp4", "absent.mp4", ".")] == [0.0, 0.0, 0.0]

@@ -1,5 +1,6 @@
 """Video files to uint8 frames at a fixed rate, and back."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -15,6 +16,9 @@ from sptad_jax.errors import UserError
 
 TIME_TOLERANCE_SEC = 1e-3  # Matroska and WebM round time stamps to milliseconds
 TRUNCATED_SHARE = 0.9  # a file that ends before this share of its stated duration is broken
+MAX_GAP_SEC = 600.0  # a picture that stands longer comes from damaged time stamps; it would be repeated without end
+# names of video files in a folder; a file that is named itself may end in anything
+ENDINGS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".gif")
 # Formats whose planes can be resized one by one -> that of planes of equal size (j: bytes use the full range).
 PLANAR = {f"yuv{j}{chroma}p": f"yuv{j}444p" for j in ("", "j") for chroma in (420, 422, 444)}
 
@@ -82,7 +86,10 @@ class FrameReader:
         """`frame` for every sampling time before `until_sec` that none of the `taken` frames serves."""
         count = math.ceil((until_sec - TIME_TOLERANCE_SEC) * self.fps)
         count = (min(count, self.max_frames) if self.max_frames else count) - taken
-        return [_to_square(frame, self.size, self._reformatter)] * count if count > 0 else []
+        if count <= 0:
+            return []
+        with _explain(self.path):
+            return [_to_square(frame, self.size, self._reformatter)] * count
 
 
 def decode_video(
@@ -113,6 +120,27 @@ def read_frames_at(path: str | os.PathLike[str], times_sec: Sequence[float], hei
     return [picture for picture in pictures if picture is not None]
 
 
+def iterate_frames(path: str | os.PathLike[str]) -> Iterator[tuple[float, float, np.ndarray]]:
+    """Every source frame in its own size, upright: (start_sec, end_sec, uint8 RGB [H, W, 3]), times from the first.
+
+    One frame is in memory at a time. Raises UserError as `FrameReader`, at the end for a file that is cut short.
+    """
+    for start_sec, end_sec, frame in _decode(path, threads=0):
+        with _explain(path):
+            image = _to_rgb(frame)
+        yield start_sec, end_sec, image
+
+
+def stated_duration(path: str | os.PathLike[str]) -> float:
+    """Seconds of video that the file's header promises; 0 where it promises nothing or cannot be read."""
+    if not os.path.isfile(path):  # opening a pipe would wait for someone to write
+        return 0.0
+    with contextlib.suppress(av.error.FFmpegError, OSError, ValueError), av.open(os.fspath(path)) as container:
+        if container.streams.video:
+            return max(_stated_duration(container, container.streams.video[0]), 0.0)
+    return 0.0
+
+
 def write_video(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: float, crf: int = 18) -> None:
     """Encodes uint8 RGB frames [H, W, 3] (even H and W) as H.264 in MP4; the file appears whole or not at all.
 
@@ -140,39 +168,54 @@ def write_video(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps:
 
 def _measure(path: str | os.PathLike[str]) -> tuple[float, float]:
     """Mean frame rate and duration in seconds, from the time stamps themselves: headers are often wrong."""
-    ends_sec = [end_sec for _, end_sec, _ in _decode(path, threads=1)]
-    return len(ends_sec) / ends_sec[-1], ends_sec[-1]
+    count, last_sec = 0, 0.0
+    for _, end_sec, _ in _decode(path, threads=1):
+        count, last_sec = count + 1, end_sec
+    return count / last_sec, last_sec
 
 
 def _decode(path: str | os.PathLike[str], threads: int) -> Iterator[tuple[float, float, av.VideoFrame]]:
     """Yields (start_sec, end_sec, frame) in order of display, times from the first frame; checks the whole file."""
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such video file.")
-    try:
-        with av.open(os.fspath(path)) as container:
-            if not container.streams.video:
-                raise UserError(f"{path}: the file holds no video stream; give a video file.")
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = threads
-            step_sec = float(1 / stream.average_rate) if stream.average_rate else 0.04
-            first, time_sec, end_sec = None, -step_sec, 0.0
-            for frame in container.decode(stream):
-                stamp = None if frame.time is None else float(frame.time)
-                first = stamp if first is None else first
-                # without a usable stamp a frame follows the one before at the mean rate
-                time_sec = time_sec + step_sec if stamp is None or first is None else max(stamp - first, time_sec, 0.0)
-                end_sec = time_sec + _frame_duration(frame, step_sec)
-                yield time_sec, end_sec, frame
-            if end_sec == 0.0:
-                raise UserError(f"{path}: not one frame could be decoded; the file is broken, obtain it again.")
-            stated_sec = _stated_duration(container, stream)
-    except (av.error.FFmpegError, OSError, ValueError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{path}: cannot be decoded ({reason}); the file is broken or no video, obtain it again."
-                        ) from None
+    with _explain(path), av.open(os.fspath(path)) as container:
+        if not container.streams.video:
+            raise UserError(f"{path}: the file holds no video stream; give a video file.")
+        stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise UserError(f"{path}: FFmpeg has no decoder for its video; convert it, to H.264 for example.")
+        stream.codec_context.thread_count = threads
+        step_sec = float(1 / stream.average_rate) if stream.average_rate else 0.04
+        first, time_sec, end_sec = None, -step_sec, 0.0
+        for frame in container.decode(stream):
+            stamp = None if frame.time is None else float(frame.time)
+            first = stamp if first is None else first
+            before_sec = time_sec
+            # without a usable stamp a frame follows the one before at the mean rate
+            time_sec = time_sec + step_sec if stamp is None or first is None else max(stamp - first, time_sec, 0.0)
+            end_sec = time_sec + _frame_duration(frame, step_sec)
+            if end_sec - before_sec > MAX_GAP_SEC:
+                raise UserError(f"{path}: at {max(before_sec, 0.0):.1f} s its time stamps leap by "
+                                f"{end_sec - before_sec:.0f} s; they are damaged, convert the file anew.")
+            yield time_sec, end_sec, frame
+        if end_sec == 0.0:
+            raise UserError(f"{path}: not one frame could be decoded; the file is broken, obtain it again.")
+        # some containers count from 0 although the first picture comes later
+        stated_sec = _stated_duration(container, stream) - max(first or 0.0, 0.0)
     if end_sec < TRUNCATED_SHARE * stated_sec:
         raise UserError(f"{path}: ends after {end_sec:.1f} s although it states {stated_sec:.1f} s; the file is cut "
                         "short, obtain it again.")
+
+
+@contextlib.contextmanager
+def _explain(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what FFmpeg and OpenCV raise for a broken file into a sentence. Raises UserError."""
+    try:
+        yield
+    except (av.error.FFmpegError, cv2.error, OSError, ValueError, EOFError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or (str(error).strip().splitlines() or ["too little memory"])[0]
+        raise UserError(f"{path}: cannot be decoded ({reason}); the file is broken or no video, obtain it again."
+                        ) from None
 
 
 def _frame_duration(frame: av.VideoFrame, default_sec: float) -> float:

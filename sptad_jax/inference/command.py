@@ -1,0 +1,197 @@
+"""The command `sptad detect`: many files and folders to detections, tracks, labelled copies and a report."""
+
+import argparse
+import contextlib
+import itertools
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from sptad_jax.errors import UserError
+
+if TYPE_CHECKING:  # NumPy, JAX and FFmpeg are loaded when the command runs
+    from sptad_jax.inference.detect import Detection, Detector
+
+HELP = """Finds actions in video files of any length with a trained checkpoint.
+
+  sptad detect my.mp4 --checkpoint runs/demo
+  sptad detect videos/ a.mkv --checkpoint runs/demo --output detections.json --output detections.csv
+  sptad detect my.mp4 --checkpoint runs/demo --output my.vtt --threshold 0.3 --top-k 20 --classes "run,long jump"
+  sptad detect my.mp4 --checkpoint runs/demo --render labelled --report runs/demo/detections
+
+Exit code 2 where a file could not be read; the others are still done.
+"""
+SHOWN_SCORE = 0.1  # least score of what is printed, subtitled and drawn, where --threshold says nothing
+LOG_SECONDS = 30.0  # between lines of progress where there is no terminal
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("videos", nargs="+", metavar="VIDEO_OR_FOLDER",
+                        help="any file that FFmpeg reads; of a folder, all videos in it and below")  # fmt: skip
+    parser.add_argument("--checkpoint", required=True, metavar="DIR_OR_FILE",
+                        help="work folder of a training, or an exported .safetensors")  # fmt: skip
+    parser.add_argument("--output", action="append", default=[], metavar="FILE",
+                        help="write detections, as the ending says: .json (ActivityNet), .csv, or subtitles, .vtt or "
+                             ".srt; may be repeated. Of several videos each has its own subtitles: FILE.NAME.vtt")
+    parser.add_argument("--render", metavar="DIR", help="write a copy of each video with labels, without sound")
+    parser.add_argument("--report", metavar="DIR", help="write a page with a time line of each video")
+    parser.add_argument("--classes", metavar="A,B", help="detections of these classes alone")
+    parser.add_argument("--threshold", type=float, metavar="SCORE",
+                        help=f"leave out lower scores; default: {SHOWN_SCORE} for what is printed, subtitled and "
+                             "drawn, none for .json, .csv and the report")  # fmt: skip
+    parser.add_argument("--top-k", type=int, metavar="K", help="the best K detections of each video alone")
+
+
+def run(args: argparse.Namespace) -> int:
+    from sptad_jax import load
+    from sptad_jax.data.video import read_frames_at
+    from sptad_jax.inference import outputs
+    from sptad_jax.inference.detect import check_classes
+    from sptad_jax.report.page import write_detection_report
+
+    _check_options(args)
+    for output in args.output:
+        outputs.check_output(output)
+    if args.render:
+        outputs.check_folder(pathlib.Path(args.render), f"--render {args.render}")
+    detector = load(args.checkpoint)
+    classes = _split(args.classes, detector.classes) if args.classes else None
+    check_classes(classes, detector.classes)
+
+    inputs = _find_videos(args.videos)
+    job = _Job(args, detector, classes, several=len(inputs) > 1)
+    try:
+        for number, path in enumerate(inputs, start=1):
+            try:
+                job.process(path, f"[{number}/{len(inputs)}] " if len(inputs) > 1 else "")
+            except UserError as error:  # the other videos are still worth detecting in
+                print(f"error: {printable(error)}", file=sys.stderr)
+                job.failed += 1
+    finally:  # whatever stops a long job, what was found is kept
+        for output in args.output:
+            if pathlib.Path(output).suffix.lower() in outputs.TABLES:
+                outputs.write_table(output, job.results)
+    if args.report:
+        page = write_detection_report(
+            pathlib.Path(args.report), job.results, list(detector.classes), durations=job.durations,
+            frames_of=lambda name, times: read_frames_at(job.paths[name], times),
+        )  # fmt: skip
+        print(f"report: {page}")
+    if job.failed:
+        print(f"error: {job.failed} of {len(inputs)} videos could not be done, see above.", file=sys.stderr)
+    return 2 if job.failed else 0
+
+
+class _Job:
+    """What has been found so far: `results`, `durations` (seconds) and `paths` by the name of the video."""
+
+    def __init__(self, args: argparse.Namespace, detector: "Detector", classes: Sequence[str] | None, several: bool):
+        self._args, self._detector, self._classes, self._several = args, detector, classes, several
+        self._file_names: set[str] = set()
+        self.results: dict[str, list[Detection]] = {}
+        self.durations: dict[str, float] = {}
+        self.paths: dict[str, str] = {}
+        self.failed = 0
+
+    def process(self, path: str, prefix: str) -> None:
+        """Detects in one file, prints, and writes what belongs to it alone. Raises UserError."""
+        from sptad_jax.data.video import stated_duration
+        from sptad_jax.inference import outputs
+        from sptad_jax.inference.detect import detect_video, select
+
+        if pathlib.Path(path).is_dir():
+            raise UserError(f"{path}: the folder holds no video; give one that does, or name the file itself.")
+        with show_progress(prefix + printable(pathlib.Path(path).name), stated_duration(path)) as on_progress:
+            found, duration_sec = detect_video(self._detector, path, on_progress)
+        found = select(found, self._args.threshold or 0.0, self._classes, self._args.top_k)
+        stem = printable(pathlib.Path(path).stem)
+        name = _unused(stem if stem not in self.paths else printable(path), self.paths)
+        self.results[name], self.durations[name], self.paths[name] = found, duration_sec, path
+
+        shown = select(found, SHOWN_SCORE) if self._args.threshold is None else found
+        print(f"{printable(path)}  ({duration_sec:.1f} s)")
+        for row in shown:
+            start, end = row["segment"]
+            print(f"  {start:8.2f} - {end:8.2f} s  {row['score']:.3f}  {row['label']}")
+        file_name = _unused(outputs.file_name(name), self._file_names)
+        self._file_names.add(file_name)
+        for output in map(pathlib.Path, self._args.output):
+            if output.suffix.lower() in outputs.TRACKS:
+                own = output.with_name(f"{output.stem}.{file_name}{output.suffix}")
+                outputs.write_track(own if self._several else output, shown)
+        if self._args.render:
+            from sptad_jax.inference.render import render_video
+
+            target = pathlib.Path(self._args.render) / f"{file_name}.detected.mp4"
+            with show_progress(f"{prefix}{target.name}", duration_sec) as on_progress:
+                render_video(path, target, shown, self._detector.classes, on_progress)
+
+
+@contextlib.contextmanager
+def show_progress(title: str, total_sec: float) -> Iterator[Callable[[float], None]]:
+    """Gives a function to be told the seconds of video done: a bar on a terminal, else a line every LOG_SECONDS.
+
+    On standard error. `total_sec` is 0 where the length is not known: then there is no time left to show.
+    """
+    on_terminal, start = sys.stderr.isatty(), time.monotonic()
+    said = start
+    total = math.ceil(total_sec)
+    with tqdm(total=total or None, desc=title, unit=" s of video", leave=False, dynamic_ncols=True,
+              disable=not on_terminal) as bar:  # fmt: skip
+
+        def update(done_sec: float) -> None:
+            nonlocal said
+            done = min(int(done_sec), total) if total else int(done_sec)
+            now = time.monotonic()
+            if on_terminal:
+                bar.update(done - bar.n)
+            elif now - said >= LOG_SECONDS:
+                said, rate = now, done / (now - start)
+                left = f", {tqdm.format_interval((total - done) / rate)} left" if total and rate else ""
+                of = f" of {total}" if total else ""
+                print(f"{title}: {done}{of} s, {rate:.1f} s of video a second{left}", file=sys.stderr, flush=True)
+
+        yield update
+
+
+def printable(text: object) -> str:
+    """Text on one line that any terminal can show: file names may hold bytes that are no text, and escape codes."""
+    decoded = os.fsencode(str(text)).decode("utf-8", "replace")
+    return "".join(character if character.isprintable() else "\ufffd" for character in decoded)
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    if args.threshold is not None and not 0 <= args.threshold <= 1:
+        raise UserError(f"--threshold {args.threshold:g}: scores lie between 0 and 1; give such a number.")
+    if args.top_k is not None and args.top_k < 1:
+        raise UserError(f"--top-k {args.top_k}: give at least 1.")
+
+
+def _split(text: str, known: Collection[str]) -> list[str]:
+    """Names between commas; a class whose own name has a comma is taken whole."""
+    return [text] if text in known else [part.strip() for part in text.split(",")]
+
+
+def _find_videos(given: Sequence[str]) -> list[str]:
+    """Files as they are, folders as the videos below them; a folder without any stays, so that it is complained of."""
+    from sptad_jax.data.video import ENDINGS
+
+    paths: list[str] = []
+    for item in given:
+        below = []
+        if os.path.isdir(item):
+            below = sorted(str(path) for path in pathlib.Path(item).rglob("*")
+                           if path.suffix.lower() in ENDINGS and not path.is_dir())  # fmt: skip
+        paths += below or [item]
+    return list(dict.fromkeys(paths))
+
+
+def _unused(name: str, taken: Collection[str]) -> str:
+    candidates = itertools.chain([name], (f"{name}-{k}" for k in itertools.count(2)))
+    return next(candidate for candidate in candidates if candidate not in taken)

@@ -1,0 +1,175 @@
+"""Detectors for PyTorch and back: a state dict in a .safetensors file, whose metadata holds options and class names.
+
+Layers are laid out and named as torch.nn does: convolutions [out, in, t, h, w], linear layers [out, in], attention as
+one `in_proj_weight` [3D, D]. I3D's layers carry the names of the published checkpoints (piergiaj/pytorch-i3d
+pytorch_i3d.py:121-138, 195-305). docs/torch_detector.py is a network that reads such a file.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from sptad_jax import config as config_lib
+from sptad_jax.config import Config
+from sptad_jax.errors import UserError
+from sptad_jax.files import write_bytes
+from sptad_jax.models.pretrained import flatten, unflatten
+from sptad_jax.models.sptad import SPTAD
+
+META_FIELDS = ("config", "classes", "source", "step")  # as of a checkpoint; each is JSON of its own in the metadata
+FLOATS = ("F16", "F32", "F64")  # dtypes that are read; written is F32
+
+# Branches of an Inception block: published PyTorch name by TensorFlow's, which are ours.
+_UNITS = {
+    "Branch_0/Conv3d_0a_1x1": "b0", "Branch_1/Conv3d_0a_1x1": "b1a", "Branch_1/Conv3d_0b_3x3": "b1b",
+    "Branch_2/Conv3d_0a_1x1": "b2a", "Branch_2/Conv3d_0b_3x3": "b2b", "Branch_3/Conv3d_0b_1x1": "b3b",
+    "Logits/Conv3d_0c_1x1": "logits", "batch_norm": "bn",
+}  # fmt: skip
+_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+_PACKED = ("query", "key", "value")  # in the order of PyTorch's in_proj
+
+
+def write_safetensors(path: str | pathlib.Path, variables: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    """Writes a detector, whole or not at all.
+
+    Args:
+      path: ends in .safetensors.
+      variables: {"params", "batch_stats"} of `SPTAD`, float32.
+      meta: "config", "classes", "source" and "step", as `load_for_inference` gives them.
+
+    Raises UserError where `path` ends otherwise or cannot be written.
+    """
+    path = pathlib.Path(path)
+    if path.suffix != ".safetensors":
+        raise UserError(f"--output {path}: a state dict is written as .safetensors; give a file name that ends so.")
+    metadata = {"format": "pt"} | {name: json.dumps(meta[name], ensure_ascii=False) for name in META_FIELDS}
+    content = safetensors.numpy.save(to_torch(flatten(variables)), metadata)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, content)
+    except OSError as error:
+        raise UserError(f"--output {path}: cannot be written ({error.strerror}); choose another.") from None
+
+
+def read_safetensors(path: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The inverse of `write_safetensors` -> (variables as NumPy float32, meta), as `load_for_inference` gives them.
+
+    PyTorch's counters `num_batches_tracked` are passed over. Raises UserError for a file that is absent, damaged or
+    without metadata, and with the list of all names where the tensors are not those of the config's detector.
+    """
+    where = f"--checkpoint {path}"
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            state = {name: np.asarray(file.get_tensor(name), np.float32) for name, part in slices.items()
+                     if part.get_dtype() in FLOATS}  # fmt: skip
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{where}: cannot be read as .safetensors ({error}); export the detector anew.") from error
+    try:
+        meta = {name: json.loads(metadata[name]) for name in META_FIELDS}
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{where}: its metadata lacks {' or '.join(META_FIELDS)} as JSON ({error}); keep the metadata "
+                        "of the exported file when you save it again.") from None  # fmt: skip
+    if not isinstance(meta["classes"], list) or not all(isinstance(name, str) for name in meta["classes"]):
+        raise UserError(f"{where}: 'classes' in its metadata is no list of names; export the detector anew.")
+    config = config_lib.from_dict(meta["config"], where)
+    config_lib.validate(config)
+    return unflatten(from_torch(state, variable_shapes(config, len(meta["classes"])), where)), meta
+
+
+def to_torch(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """{"params/a/kernel": array} -> {"a.weight": array}: names and layouts of torch.nn, each array contiguous."""
+    state: dict[str, np.ndarray] = {}
+    packed: dict[str, dict[str, np.ndarray]] = {}
+    for path, leaf in sorted(flat.items()):
+        name, layer = torch_name(path), path.split("/")[-2]
+        array = np.asarray(leaf).reshape(_matrix_shape(path, np.shape(leaf)))
+        array = np.ascontiguousarray(array.transpose(_to_torch_axes(path, array.ndim)))
+        if layer in _PACKED:
+            packed.setdefault(name, {})[layer] = array
+        else:
+            state[name] = array
+    return state | {name: np.concatenate([parts[layer] for layer in _PACKED]) for name, parts in packed.items()}
+
+
+def from_torch(state: Mapping[str, np.ndarray], target: Mapping[str, Any], where: str) -> dict[str, np.ndarray]:
+    """The inverse of `to_torch`; `target` gives paths and shapes of what is wanted.
+
+    Raises UserError, beginning with `where`, with every name that is missing, unexpected or misshapen.
+    """
+    flat: dict[str, np.ndarray] = {}
+    expected: dict[str, tuple[int, ...]] = {}
+    for path, leaf in target.items():
+        name, layer = torch_name(path), path.split("/")[-2]
+        shape = _matrix_shape(path, leaf.shape)
+        axes = _to_torch_axes(path, len(shape))
+        part = tuple(shape[axis] for axis in axes)
+        expected[name] = (3 * part[0], *part[1:]) if layer in _PACKED else part
+        array = state.get(name)
+        if array is not None and array.shape == expected[name]:
+            array = np.split(array, 3)[_PACKED.index(layer)] if layer in _PACKED else array
+            flat[path] = np.ascontiguousarray(array.transpose(np.argsort(axes)).reshape(leaf.shape))
+    refuse_misfits({name: array.shape for name, array in state.items()}, expected, where)
+    return flat
+
+
+def refuse_misfits(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+    """Raises UserError with every name that is missing, unexpected or misshapen; PyTorch's counters do not count."""
+    problems = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
+    extra = sorted(found.keys() - expected.keys())
+    problems += [f"{name} is unexpected" for name in extra if not name.endswith(".num_batches_tracked")]
+    problems += [f"{name} is {list(found[name])} instead of {list(expected[name])}"
+                 for name in sorted(expected.keys() & found.keys()) if found[name] != expected[name]]  # fmt: skip
+    if problems:
+        raise UserError(f"{where}: {len(problems)} tensors do not fit; take the file that belongs here, or rename and "
+                        f"reshape them: {', '.join(problems)}.")  # fmt: skip
+
+
+def torch_name(path: str) -> str:
+    """params/Mixed_3b/Branch_1/Conv3d_0b_3x3/conv3d/kernel -> Mixed_3b.b1b.conv3d.weight."""
+    *parents, leaf = path.split("/")[1:]
+    layer = "/".join(parents)
+    for ours, theirs in _UNITS.items():
+        layer = layer.replace(ours, theirs)
+    layer = layer.replace("attention_output", "attention/out_proj")
+    name = _LEAVES.get(leaf, leaf)
+    if parents and parents[-1] in _PACKED:
+        layer, name = "/".join([*parents[:-1], "attention"]), f"in_proj_{name}"
+    return ".".join([*filter(None, layer.split("/")), name])
+
+
+def _matrix_shape(path: str, shape: Iterable[int]) -> tuple[int, ...]:
+    """Attention's projections with heads and channels joined; every other shape as it is."""
+    *_, layer, leaf = path.split("/")
+    shape = tuple(shape)
+    if layer in _PACKED:
+        return (shape[0], math.prod(shape[1:])) if leaf == "kernel" else (math.prod(shape),)
+    if layer == "attention_output" and leaf == "kernel":
+        return math.prod(shape[:-1]), shape[-1]
+    return shape
+
+
+def _to_torch_axes(path: str, rank: int) -> tuple[int, ...]:
+    """[taps ..., in, out] -> [out, in, taps ...] for kernels."""
+    return (rank - 1, rank - 2, *range(rank - 2)) if path.endswith("/kernel") else tuple(range(rank))
+
+
+def variable_shapes(config: Config, num_classes: int) -> dict[str, Any]:
+    """Paths, shapes and dtypes of the detector's variables ("params/...", "batch_stats/..."); nothing is computed."""
+    shape = (1, config.data.num_frames, config.data.crop_size, config.data.crop_size)
+    inputs = {name: jax.ShapeDtypeStruct((*shape, 3 if name == "rgb" else 2), np.float32)
+              for name in config.model.streams}  # fmt: skip
+    # no parameter depends on conv_mode, and the direct one is traced 20 times as fast
+    model = SPTAD(dataclasses.replace(config.model, conv_mode="direct"), num_classes)
+    return flatten(jax.eval_shape(lambda x: model.init(jax.random.key(0), x, None, train=False), inputs))
