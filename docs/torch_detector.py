@@ -15,7 +15,6 @@ import math
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import Tensor, nn
 
 PAPER = {
@@ -33,6 +32,8 @@ POOLS = {  # window and stride of the pool before a layer
 
 def load(path: str) -> tuple["Detector", dict[str, str]]:
     """The detector, ready for inference, and the file's metadata: "config", "classes", "source", "step" in JSON."""
+    from safetensors import safe_open  # here, so that the network itself needs torch alone
+
     with safe_open(path, framework="pt") as file:
         metadata, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return Detector(state, json.loads(metadata["config"])).eval(), metadata

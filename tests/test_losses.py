@@ -11,6 +11,7 @@ from sptad_jax.config import LossConfig
 from sptad_jax.errors import UserError
 from sptad_jax.training import losses, matching
 from tests.reference import losses as reference
+from tests.reference.parameters import run_once
 
 S, B, N, M, A = 2, 3, 6, 4, 5
 CONFIGS = [
@@ -241,12 +242,10 @@ def test_set_loss_equals_torch(config, precision, parity):
     expected = torch_losses.losses(theirs, batch, matches, config)
     expected["loss"].backward()
 
-    @jax.jit
-    def run(predictions):
-        return jax.value_and_grad(lambda p: losses.compute_losses(p, batch, config, matches=matches), has_aux=True)(
-            predictions)
+    def compute(predictions):
+        return losses.compute_losses(predictions, batch, config, matches=matches)
 
-    (_, metrics), gradient = run(predictions)
+    (_, metrics), gradient = run_once(jax.value_and_grad(compute, has_aux=True), predictions)
     parity("total and parts", metrics, expected)
     for name, value in gradients(theirs).items():
         parity(f"gradient by {name}", gradient[name], value)

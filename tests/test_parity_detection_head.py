@@ -52,6 +52,8 @@ def test_one_stage(tower, precision, parity):
     compare(dataclasses.replace(TINY, num_stages=1, tower=tower), 3, precision, parity)
 
 
+# in float64 alone: among the half million ReLUs one may well lie within float32's rounding of its corner
+@pytest.mark.parametrize("precision", ["float64"], indirect=True)
 def test_one_stage_at_the_papers_width(precision, parity):
     """A fault that shows at 256 channels, 8 heads and 50 proposals alone, as a scale by the wrong dimension."""
     pytest.importorskip("torch")
@@ -60,8 +62,7 @@ def test_one_stage_at_the_papers_width(precision, parity):
 
 @pytest.mark.parametrize("changes", [
     {},
-    {"detach_segments": False, "stage_features": "pre_ffn"},
-    {"share_stages": True, "tower": "sparse_rcnn"},
+    {"detach_segments": False, "stage_features": "pre_ffn", "share_stages": True},
     {"delta": "inverse_sigmoid", "soi_align": "legacy", "sampling_ratio": 0, "level_rule": "round"},
 ], ids=lambda changes: "-".join(changes) or "defaults")  # fmt: skip
 def test_four_stages(changes, precision, parity):

@@ -14,8 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from sptad_jax import config as config_lib
 from sptad_jax.config import Config
@@ -47,6 +45,8 @@ def write_safetensors(path: str | pathlib.Path, variables: Mapping[str, Any], me
 
     Raises UserError where `path` ends otherwise or cannot be written.
     """
+    import safetensors.numpy  # here, so that names and layouts are to be had without the package
+
     path = pathlib.Path(path)
     if path.suffix != ".safetensors":
         raise UserError(f"--output {path}: a state dict is written as .safetensors; give a file name that ends so.")
@@ -65,6 +65,8 @@ def read_safetensors(path: str | pathlib.Path) -> tuple[dict[str, Any], dict[str
     PyTorch's counters `num_batches_tracked` are passed over. Raises UserError for a file that is absent, damaged or
     without metadata, and with the list of all names where the tensors are not those of the config's detector.
     """
+    import safetensors
+
     where = f"--checkpoint {path}"
     try:
         with safetensors.safe_open(path, framework="numpy") as file:

@@ -67,7 +67,6 @@ def matching_cost(class_logits: Array, segments_se: Array, segments_norm: Array,
     Returns:
       [S, B, N, M] float32, finite; 0 for padded targets, which cannot move the optimum of the real ones while N >= M.
     """
-    class_logits, segments_se = jax.lax.stop_gradient((class_logits, segments_se))
     num_classes = class_logits.shape[-1]
     by_class = focal_cost(class_logits, config.focal_alpha, config.focal_gamma)
     columns = jnp.clip(labels, 0, num_classes - 1)[None, :, None, :]
