@@ -1,0 +1,195 @@
+"""The network in JAX against the same one in PyTorch, on the same machine in turns: speed and memory.
+
+    python -m benchmarks.pytorch [--dtype float32 bfloat16] [--compile [MODE]] [--quick] [--output pytorch.json]
+    python -m benchmarks.pytorch --dtype float32 tf32 bfloat16 --compile --peak-tflops 989 --output pytorch.json  # GPU
+
+The detector is the paper's two-stream one, with one window a batch. Nothing is timed before the sides agree. Parts:
+
+    backbone  I3D forward, RGB; on a GPU the paper's protocol: 1x256x96x96, 2 warm-up and 20 timed passes
+    gradient  I3D forward and backward by every kernel, RGB
+    detector  the whole forward pass, from bytes
+    step      the whole training step, and where memory is measured also with model.remat=true
+    memory    peak of a training step, each side in a process of its own (Linux)
+    batch     backbone with twice the batch until memory ends or no side gains; default on an accelerator alone
+
+To save time, float32 and tf32 do backbone and step alone on an accelerator, unless --parts names more.
+
+PyTorch runs eagerly in channels_last_3d, with autocast for bfloat16. On a CPU jax 0.11 and newer hands bfloat16
+convolutions to oneDNN, as PyTorch does; jax 0.10 cannot (see sptad_jax/models/conv3d.py `compiler_options`).
+"""
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks import jax_side, torch_side
+from benchmarks.timing import median_ratio, report, time_in_turns
+from sptad_jax.config import Config, apply_overrides, to_dict, validate
+
+PARTS = ("backbone", "gradient", "detector", "step", "memory", "batch")
+BASE = ("train.batch_size=1", "data.random_crop=false", "data.flip_prob=0")  # the same windows on both sides
+# relative error (2-norm) of what the sides compute
+TOLERANCE = {"float32": 1e-3, "tf32": 1e-2, "bfloat16": 1e-1}
+# Of gradients at least this: rounding decides some ReLUs and maxima otherwise, and each moves them (docs/parity.md).
+GRADIENT_TOLERANCE = 5e-2
+LARGEST_BATCH, LEAST_GAIN = 256, 1.03
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def main() -> None:
+    args = parse_arguments()
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch shares the card
+    accelerator = jax_side.on_accelerator()
+    parts = args.parts or (PARTS if accelerator else PARTS[:-1])
+    frames = [16] if args.quick else args.frames or ([256] if accelerator else [64, 256])
+    repeats = args.repeats or (20 if accelerator else 5)
+    rows: list[dict[str, Any]] = []
+    memory: dict[str, int | float] = {}
+    for precision, count in itertools.product(args.dtype, frames):
+        jax_side.set_precision(precision)
+        torch_side.set_precision(precision)
+        config = make_config(args, precision, count)
+        fewer = accelerator and precision != "bfloat16" and not args.parts
+        for part in ("backbone", "step") if fewer else parts:
+            if part == "memory":
+                memory |= compare_memory(config, precision)
+            elif part == "batch":
+                rows += find_best_batch(config, precision, args.compile, repeats)
+            else:
+                remat = part == "step" and "memory" in parts
+                rows += compare(part, config, precision, args.compile, repeats, remat)
+    if args.peak_tflops:
+        rows = [row | {"utilisation": row["TFLOP/s"] / args.peak_tflops} for row in rows]
+    report("The network in JAX against PyTorch", rows, args.output, jax=jax_side.describe(),
+           torch=torch_side.describe(), **memory)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="default: all of them, batch on an accelerator only")
+    parser.add_argument("--dtype", nargs="+", choices=list(TOLERANCE), default=["float32"])
+    parser.add_argument("--frames", nargs="+", type=int, help="of a window; default 64 256, on an accelerator 256")
+    parser.add_argument("--set", action="append", default=[], metavar="GROUP.FIELD=VALUE", help="change one option")
+    parser.add_argument("--compile", nargs="?", const="default", default="", metavar="MODE",
+                        help="a further side by torch.compile; MODE as reduce-overhead")
+    parser.add_argument("--peak-tflops", type=float, default=0.0, help="of the device, adds a column of utilisation")
+    parser.add_argument("--repeats", type=int, default=0, help="default 5, on an accelerator 20")
+    parser.add_argument("--quick", action="store_true", help="windows of 16 frames of 64 pixels")
+    parser.add_argument("--output", default="", help="JSON file to write")
+    return parser.parse_args()
+
+
+def make_config(args: argparse.Namespace, precision: str, frames: int) -> Config:
+    size = ["data.crop_size=64"] if args.quick else []
+    dtype = "bfloat16" if precision == "bfloat16" else "float32"
+    config = apply_overrides(Config(), [*BASE, f"data.num_frames={frames}", f"model.compute_dtype={dtype}", *size,
+                                        *args.set])
+    validate(config)
+    return config
+
+
+@functools.cache
+def draw_states(config: Config) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The same random variables by JAX's and by PyTorch's names."""
+    state = jax_side.draw_state(config)
+    return state, jax_side.to_torch(state)
+
+
+def with_remat(config: Config) -> Config:
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, remat=True))
+
+
+def compare(part: str, config: Config, precision: str, mode: str, repeats: int, remat: bool) -> list[dict[str, Any]]:
+    """Checks that the sides of a part agree, and times them in turns: one row a side."""
+    state, torch_state = draw_states(config)
+    data: Any = jax_side.draw_batch(config)
+    size = config.data.crop_size
+    shape = "x".join(map(str, (*data["rgb"].shape[:2], size, size)))
+    if part in ("backbone", "gradient"):
+        data = data["rgb"][:, :, :size, :size] * np.float32(2 / 255) - 1
+    make, torch_make = (getattr(side, f"make_{part}") for side in (jax_side, torch_side))
+    sides: dict[str, Callable[[], dict[str, Any]]] = {"pytorch": torch_make(config, torch_state, data)}
+    if mode:
+        sides["torch.compile"] = torch_make(config, torch_state, data, mode)
+    sides["jax"], flops = make(config, state, data)
+    if remat:
+        sides["jax, remat"], _ = make(with_remat(config), state, data)
+    refuse_difference(sides, precision, f"{part}, {shape}, {precision}")
+    seconds = time_in_turns(sides, repeats)
+    median = {side: float(np.median(times)) for side, times in seconds.items()}
+    return [{"part": part, "input": shape, "dtype": precision, "side": side, "seconds": median[side],
+             "to pytorch": median_ratio(times, seconds["pytorch"]), "to jax": median_ratio(times, seconds["jax"]),
+             "frames/s": config.train.batch_size * config.data.num_frames / median[side],
+             "TFLOP/s": flops / median[side] / 1e12} for side, times in seconds.items()]
+
+
+def refuse_difference(sides: dict[str, Callable[[], dict[str, Any]]], precision: str, where: str) -> None:
+    """Runs every side twice, so that a training step shows its change too; ends the program where they differ."""
+    tolerance = max(TOLERANCE[precision], GRADIENT_TOLERANCE if where.startswith("gradient") else 0.0)
+    for _ in range(2):
+        outputs = {side: (jax_side if "jax" in side else torch_side).read(run()) for side, run in sides.items()}
+        expected = outputs.pop("pytorch")
+        for side, found in outputs.items():
+            assert found.keys() == expected.keys(), (where, found.keys() ^ expected.keys())
+            for name, value in expected.items():
+                error = float(np.linalg.norm(found[name] - value) / np.linalg.norm(value))
+                if not error <= tolerance:
+                    sys.exit(f"{where}: {side} and pytorch differ by {error:.1e} in {name}, which is more than "
+                             f"{tolerance}; they do not compute the same, so nothing was timed.")
+
+
+def compare_memory(config: Config, precision: str) -> dict[str, int | float]:
+    """Peak MiB of a training step of each side, and ratios of them."""
+    states = dict(zip(("jax", "pytorch"), draw_states(config)))
+    where = f"{config.data.num_frames} frames, {precision}"
+    plans = {"jax": ("jax", config), "jax, remat": ("jax", with_remat(config)), "pytorch": ("pytorch", config)}
+    peak = {}
+    for side, (library, variant) in plans.items():
+        with tempfile.TemporaryDirectory() as name:
+            folder = pathlib.Path(name)
+            (folder / "config.json").write_text(json.dumps(to_dict(variant)))
+            for file, arrays in (("state.npz", states[library]), ("batch.npz", jax_side.draw_batch(config))):
+                np.savez(folder / file, **arrays)  # type: ignore[arg-type]
+            command = [sys.executable, "-m", "benchmarks.step_memory", library, name]
+            child = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+        peak[side] = int(child.stdout) / 2**20
+    mib: dict[str, int | float] = {f"peak MiB of a step, {where}, {side}": round(value) for side, value in peak.items()}
+    return mib | {f"peak memory, {where}, jax to pytorch": peak["jax"] / peak["pytorch"],
+                  f"peak memory, {where}, remat to jax": peak["jax, remat"] / peak["jax"]}
+
+
+def find_best_batch(config: Config, precision: str, mode: str, repeats: int) -> list[dict[str, Any]]:
+    """Times the backbone with batches of 2, 4 and so on, until one side has no memory left or no side gains."""
+    rows: list[dict[str, Any]] = []
+    best: dict[str, float] = {}
+    batch = 2
+    while batch <= LARGEST_BATCH:
+        larger = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=batch))
+        try:
+            new = compare("backbone", larger, precision, mode, repeats, remat=False)
+        except RuntimeError as error:  # of either library
+            if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error):
+                raise
+            break
+        rows += new
+        rates = {row["side"]: row["frames/s"] for row in new}
+        if not any(rate > LEAST_GAIN * best.get(side, 0.0) for side, rate in rates.items()):
+            break
+        best = {side: max(rate, best.get(side, 0.0)) for side, rate in rates.items()}
+        batch *= 2
+    return [row | {"part": "batch"} for row in rows]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The benchmark against PyTorch: that both sides compute the same, and that it says so where they do not."""
+
+import json
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sptad_jax.models.pretrained import flatten
+from sptad_jax.models.sptad import SPTAD
+from sptad_jax.training import step
+from tests.reference.parameters import draw_variables
+
+pytest.importorskip("torch")
+
+from benchmarks import jax_side, pytorch, torch_side
+
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+TINY = ["data.crop_size=32", "model.width_multiplier=0.125", "model.conv_mode=direct", "model.num_stages=2",
+        "model.hidden_dim=64", "model.ffn_dim=64", "model.num_proposals=16", "data.max_targets=8",
+        'model.streams=["rgb"]']
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """run(*arguments): the whole script in this process, on a tiny detector, compiled without XLA's optimiser."""
+
+    def draw_state(config):
+        inputs = {name: jnp.zeros((1, 16, 32, 32, 3)) for name in config.model.streams}
+        return flatten(draw_variables(SPTAD(config.model, jax_side.NUM_CLASSES), inputs, None, train=False))
+
+    for module in (jax_side, step):
+        monkeypatch.setattr(module, "compiler_options", lambda dtype: FAST)
+    monkeypatch.setattr(jax_side, "draw_state", draw_state)
+    pytorch.draw_states.cache_clear()
+
+    def run(*arguments):
+        options = [part for option in TINY for part in ("--set", option)]
+        path = tmp_path / "pytorch.json"
+        monkeypatch.setattr(sys, "argv", ["pytorch", "--frames", "16", "--repeats", "2", "--output", str(path),
+                                          *options, *arguments])
+        pytorch.main()
+        return json.loads(path.read_text())
+
+    return run
+
+
+def test_sides_agree_and_are_timed(run, capsys):
+    """A side that computes something else (network, gradient, loss, matching, clipping, optimiser), a part or a side
+    that is missing from the table, seconds that do not fit frames a second."""
+    result = run("--parts", "backbone", "gradient", "detector", "step")
+    assert [(row["part"], row["side"]) for row in result["rows"]] == [
+        ("backbone", "pytorch"), ("backbone", "jax"), ("gradient", "pytorch"), ("gradient", "jax"),
+        ("detector", "pytorch"), ("detector", "jax"), ("step", "pytorch"), ("step", "jax"),
+    ]  # fmt: skip
+    for row in result["rows"]:
+        assert row["input"] == "1x16x32x32" and row["dtype"] == "float32"
+        assert row["frames/s"] == pytest.approx(16 / row["seconds"])
+        assert row[f"to {row['side']}"] == 1
+    flops = {row["part"]: row["TFLOP/s"] * row["seconds"] for row in result["rows"] if row["side"] == "jax"}
+    assert 2 < flops["gradient"] / flops["backbone"] < 4
+    assert "gradient" in capsys.readouterr().out
+
+
+def test_a_difference_is_told(run, monkeypatch):
+    """Timing of two networks that are not the same: here one with another epsilon in its batch normalisation."""
+    build = torch_side.build
+
+    def build_other(*args):
+        model = build(*args)
+        for module in model.modules():
+            if isinstance(module, torch_side.nn.BatchNorm3d):
+                module.eps = 1e-2
+        return model
+
+    monkeypatch.setattr(torch_side, "build", build_other)
+    with pytest.raises(SystemExit, match=r"backbone, 1x16x32x32, float32: jax and pytorch differ by .* in Mixed_3c"):
+        run("--parts", "backbone")
+
+
+def test_imports_of_an_accelerator_image():
+    """A benchmark that does not start where jax, flax, optax, numpy, scipy and torch are all there is."""
+    code = """if True:
+        import sys
+        for name in ("safetensors", "tqdm", "orbax", "grain", "av", "cv2", "matplotlib", "tensorflow_datasets"):
+            sys.modules[name] = None
+        import benchmarks.pytorch, benchmarks.step_memory
+        benchmarks.torch_side.load_network()
+    """
+    subprocess.run([sys.executable, "-c", code], cwd=pytorch.ROOT, check=True)
+
+
+def test_peak_memory_of_a_child():
+    """A peak that is the parent's, or one before the measurement: this process grows by 1 GiB and the child does not
+    inherit it, and what the child used at first does not count."""
+    held = np.ones(2**27)
+    code = """if True:
+        import numpy
+        from benchmarks.step_memory import forget_peak, peak_resident
+        numpy.ones(2**26)
+        before = peak_resident()
+        forget_peak()
+        after = peak_resident()
+        numpy.ones(2**25)
+        print(before, after, peak_resident())
+    """
+    out = subprocess.run([sys.executable, "-c", code], cwd=pytorch.ROOT, check=True, capture_output=True, text=True)
+    before, after, last = (int(word) / 2**20 for word in out.stdout.split())
+    assert 512 < before < 800 and after < before - 400 and 200 < last - after < 300
+    assert held[0] == 1
