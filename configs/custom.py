@@ -7,8 +7,8 @@
 Hardware: 2 cores, 6 GB. On a CPU with bfloat16 units and Python 3.12 add `--set model.compute_dtype=bfloat16`: twice
 as fast, 2.9 steps a second. On motion16 (1.7 hours of video to train on, 16 classes, other people in the test)
 13 epochs, 8307 steps, gave an average mAP@[.3:.7] of 24.1 (measured in bfloat16, about 83 minutes on shared cores, with
-a schedule of 16 epochs up to step 2500, and an action weight of 1), and 66.4 on the training videos. Neither float32 nor
-one unbroken run was measured, nor the action weight of today, which lifted the demo by 7 to 9 points.
+a schedule of 16 epochs up to step 2500, and an action weight of 1), and 66.4 on the training videos. Neither float32
+nor one unbroken run was measured, nor the action weight of today, which lifted the demo by 6 to 9 points.
 """
 
 from sptad_jax.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
