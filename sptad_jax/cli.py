@@ -1,15 +1,22 @@
-"""The command `sptad`: evaluate detections, detect actions in videos, study ablations."""
+"""The command `sptad`: detect actions in videos, evaluate, look inside a detector, export it, study ablations."""
 
 import argparse
+import functools
+import importlib.metadata
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
+from sptad_jax import __version__
 from sptad_jax.errors import UserError, report_errors
 from sptad_jax.evaluation.thumos_official import TEST_SETS
 from sptad_jax.inference import command
 
 PRESETS = {"thumos14": (0.3, 0.4, 0.5, 0.6, 0.7), "activitynet13": tuple(0.5 + 0.05 * i for i in range(10))}
+
+SHOWN_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "av",
+                  "opencv-contrib-python-headless")  # fmt: skip
 
 EVALUATE_HELP = """mAP of a detections file by the ActivityNet protocol, or by that of the THUMOS14 challenge.
 
@@ -20,12 +27,22 @@ EVALUATE_HELP = """mAP of a detections file by the ActivityNet protocol, or by t
   sptad evaluate --ground-truth gt.json --detections detections.json --preset activitynet13 --blocked blocked.json
   sptad evaluate --ground-truth gt.json --detections detections.json --subset test --analysis runs/analysis
 """
-EXPORT_HELP = """Writes a trained detector for other frameworks: one file with weights, options and class names.
+EXPORT_HELP = """Writes a trained detector for other programs: one file with weights, options and class names.
 
   sptad export --checkpoint runs/demo --output detector.safetensors
-  sptad detect my.mp4 --checkpoint detector.safetensors
+  sptad export --checkpoint runs/demo --output detector.zip --format stablehlo
+  sptad export --checkpoint runs/demo --output detector.onnx --format onnx
 
-docs/torch_detector.py is a PyTorch network that reads it.
+A .safetensors file is read by `sptad detect --checkpoint` and by docs/torch_detector.py, a PyTorch network. The other
+two are whole programs, which take arrays of frames; docs/serve.py answers requests with the first.
+"""
+INSPECT_HELP = """Shows what a trained detector consists of, and where its proposals look.
+
+  sptad inspect runs/demo
+  sptad inspect detector.safetensors --report inside
+  sptad inspect runs/demo --report inside --video my.mp4
+
+Prints every part with its output, parameters and operations (counted in the program) for one window.
 """
 STUDY_HELP = """Trains the rows of tables of ablations one after another, and sets them beside the paper's figures.
 
@@ -39,10 +56,29 @@ written anew after each run.
 """
 
 
+class _Version(argparse.Action):
+    """Prints what a report of a fault needs, and exits; loads nothing before it is asked."""
+
+    def __init__(self, option_strings: list[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(f"sptad_jax {__version__}", *(f"{name} {_installed(name)}" for name in SHOWN_PACKAGES), sep="\n")
+        parser.exit()
+
+
+def _installed(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
 @report_errors
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="sptad", description=__doc__)
     parser.add_argument("--debug", action="store_true", help="show tracebacks of input errors")
+    parser.add_argument("--version", action=_Version, help="print the version, and those of what results depend on")
     commands = parser.add_subparsers(dest="command", required=True)
     raw = argparse.RawDescriptionHelpFormatter
 
@@ -68,12 +104,22 @@ def main(argv: list[str] | None = None) -> int:
     command.add_arguments(detect)
     detect.set_defaults(run=command.run)
 
-    export = commands.add_parser("export", description=EXPORT_HELP, formatter_class=raw, help="a file for PyTorch")
-    export.add_argument("--checkpoint", required=True, metavar="DIR", help="work folder of a training")
-    export.add_argument("--format", choices=["torch-state-dict"], default="torch-state-dict",
-                        help="PyTorch's names and layouts, in safetensors (the default)")  # fmt: skip
-    export.add_argument("--output", required=True, metavar="FILE.safetensors")
+    export = commands.add_parser("export", description=EXPORT_HELP, formatter_class=raw, help="for other programs")
+    export.add_argument("--checkpoint", required=True, metavar="DIR", help="work folder of a training, or .safetensors")
+    export.add_argument("--format", choices=["torch-state-dict", "stablehlo", "onnx"], default="torch-state-dict",
+                        help="PyTorch's names and layouts in safetensors (the default); a program for JAX on any "
+                        "platform; or one for ONNX")  # fmt: skip
+    export.add_argument("--dtype", choices=["float32", "float16"], default="float32",
+                        help="of a state dict; float16 halves the file (default %(default)s)")  # fmt: skip
+    export.add_argument("--output", required=True, metavar="FILE", help="ends in .safetensors, .zip, or .onnx")
     export.set_defaults(run=_export)
+
+    inspect = commands.add_parser("inspect", description=INSPECT_HELP, formatter_class=raw, help="a detector's parts")
+    inspect.add_argument("checkpoint", metavar="CHECKPOINT",
+                         help="work folder of a training, or an exported .safetensors")  # fmt: skip
+    inspect.add_argument("--report", metavar="DIR", help="write a page with the table and the proposals drawn")
+    inspect.add_argument("--video", metavar="VIDEO", help="draw on the page how each stage moves them on this video")
+    inspect.set_defaults(run=_inspect)
 
     study = commands.add_parser("study", description=STUDY_HELP, formatter_class=raw, help="tables of ablations")
     study.add_argument("--base", required=True, metavar="CONFIG", help="name of a file in configs/, or a path")
@@ -164,13 +210,52 @@ def _thresholds(text: str) -> tuple[float, ...]:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from sptad_jax.inference.export import write_safetensors
-    from sptad_jax.training.checkpoints import load_for_inference
+    from sptad_jax.inference import export, programs
 
-    write = {"torch-state-dict": write_safetensors}[args.format]
-    variables, meta = load_for_inference(pathlib.Path(args.checkpoint))
-    write(args.output, variables, meta)
+    if args.dtype != "float32" and args.format != "torch-state-dict":
+        raise UserError(f"--dtype {args.dtype}: a program computes in float32; leave it out, or take torch-state-dict.")
+    writers: dict[str, Callable[..., None]] = {
+        "torch-state-dict": functools.partial(export.write_safetensors, dtype=args.dtype),
+        "stablehlo": programs.write_stablehlo,
+        "onnx": programs.write_onnx,
+    }
+    variables, meta = export.read_detector(args.checkpoint)
+    writers[args.format](args.output, variables, meta)
     print(f"{args.output}: step {meta['step']}, {len(meta['classes'])} classes")
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from sptad_jax import load
+    from sptad_jax.inference.outputs import check_folder
+
+    if args.video and not args.report:
+        raise UserError("--video is drawn on the page; give --report DIR as well.")
+    if args.report:
+        check_folder(pathlib.Path(args.report), f"--report {args.report}")
+    detector = load(args.checkpoint)
+    from sptad_jax.inference import inspect
+
+    facts = inspect.list_facts(detector, args.checkpoint)
+    parts = inspect.describe(detector.config, len(detector.classes))
+    print("\n".join(f"{name:<11} {value}" for name, value in facts.items()), inspect.format_parts(parts), sep="\n\n")
+    if not args.report:
+        return 0
+    from sptad_jax.report.proposals import write_inspection_report
+
+    tracks = None
+    if args.video:
+        from sptad_jax.data.video import stated_duration
+
+        name = command.printable(pathlib.Path(args.video).name)
+        with command.show_progress(name, stated_duration(args.video)) as on_progress:
+            tracks = inspect.follow(detector, args.video, on_progress)
+    steps = inspect.level_steps(parts)
+    page = write_inspection_report(
+        args.report, facts, parts, steps, inspect.initial_proposals(detector, len(steps)), tracks,
+        [command.printable(name) for name in detector.classes], command.printable(pathlib.Path(args.video or "").name),
+    )  # fmt: skip
+    print(f"\nreport: {page}")
     return 0
 
 

@@ -24,6 +24,7 @@ ERRORS = pytest.StashKey[Errors]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--parity-table", metavar="FILE", help="write the largest error of each parity test (with -n 0)")
+    parser.addoption("--screenshots", metavar="FOLDER", help="write the README's pictures of the report of detections")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -166,7 +166,7 @@ def test_evaluate_bad_files(files, capsys, name, content, words):
     assert all(word in line for word in words), line
 
 
-@pytest.mark.parametrize("arguments", [[], ["detect"], ["evaluate"], ["fly"], ["detect", "a.mp4"]])
+@pytest.mark.parametrize("arguments", [[], ["detect"], ["evaluate"], ["fly"], ["export", "--checkpoint", "a"]])
 def test_usage_errors(arguments, capsys):
     """An exit code of success where nothing was done."""
     with pytest.raises(SystemExit) as exit_:
@@ -220,6 +220,7 @@ def test_detect(run_folder, tmp_path, capsys):
     assert sum(line.startswith("  ") for line in out.splitlines()) == len(found)
     page = (tmp_path / "report" / "index.html").read_text()
     assert f"report: {tmp_path / 'report' / 'index.html'}" in out and "data:image" in page
+    assert "<video controls" in page
 
 
 def test_detect_without_checkpoint(tmp_path, capsys):

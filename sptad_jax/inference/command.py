@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # NumPy, JAX and FFmpeg are loaded when the command runs
 
 HELP = """Finds actions in video files of any length with a trained checkpoint.
 
+  sptad detect sample.mp4
   sptad detect my.mp4 --checkpoint runs/demo
   sptad detect videos/ a.mkv --checkpoint runs/demo --output detections.json --output detections.csv
   sptad detect my.mp4 --checkpoint runs/demo --output my.vtt --threshold 0.3 --top-k 20 --classes "run,long jump"
@@ -34,13 +35,14 @@ LOG_SECONDS = 30.0  # between lines of progress where there is no terminal
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("videos", nargs="+", metavar="VIDEO_OR_FOLDER",
                         help="any file that FFmpeg reads; of a folder, all videos in it and below")  # fmt: skip
-    parser.add_argument("--checkpoint", required=True, metavar="DIR_OR_FILE",
-                        help="work folder of a training, or an exported .safetensors")  # fmt: skip
+    parser.add_argument("--checkpoint", default="demo", metavar="DIR_OR_FILE",
+                        help="work folder of a training, or an exported .safetensors; without it the demo's detector, "
+                             "which ships with the package and knows rendered motions alone")  # fmt: skip
     parser.add_argument("--output", action="append", default=[], metavar="FILE",
                         help="write detections, as the ending says: .json (ActivityNet), .csv, or subtitles, .vtt or "
                              ".srt; may be repeated. Of several videos each has its own subtitles: FILE.NAME.vtt")
     parser.add_argument("--render", metavar="DIR", help="write a copy of each video with labels, without sound")
-    parser.add_argument("--report", metavar="DIR", help="write a page with a time line of each video")
+    parser.add_argument("--report", metavar="DIR", help="write a page on which each video plays above its time line")
     parser.add_argument("--classes", metavar="A,B", help="detections of these classes alone")
     parser.add_argument("--threshold", type=float, metavar="SCORE",
                         help=f"leave out lower scores; default: {SHOWN_SCORE} for what is printed, subtitled and "
@@ -80,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     if args.report:
         page = write_detection_report(
             pathlib.Path(args.report), job.results, list(detector.classes), durations=job.durations,
-            frames_of=lambda name, times: read_frames_at(job.paths[name], times),
+            frames_of=lambda name, times: read_frames_at(job.paths[name], times), paths=job.paths,
         )  # fmt: skip
         print(f"report: {page}")
     if job.failed:

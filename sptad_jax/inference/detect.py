@@ -7,7 +7,6 @@ network answers, some kilobytes a window.
 import dataclasses
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypedDict, cast, get_args
 
@@ -20,10 +19,8 @@ from sptad_jax.data.optical_flow import FlowMethod
 from sptad_jax.data.streams import decoded_size, iterate_streams
 from sptad_jax.data.video import FrameReader
 from sptad_jax.errors import UserError
-from sptad_jax.inference.export import read_safetensors, refuse_misfits, variable_shapes
+from sptad_jax.inference.export import read_detector
 from sptad_jax.inference.predict import Forward, make_forward, windows_to_detections
-from sptad_jax.models.pretrained import flatten
-from sptad_jax.training.checkpoints import load_for_inference
 
 MAX_SIDE = 4096  # pixels; a checkpoint that asks for larger frames is damaged
 MAX_FPS = 1000.0
@@ -81,20 +78,9 @@ def load_detector(checkpoint: str | pathlib.Path) -> Detector:
     Raises UserError where there is none, or its parts do not belong together.
     """
     where = f"--checkpoint {checkpoint}"
-    path = pathlib.Path(checkpoint)
-    variables, meta = read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path, where)
-    lacking = [name for name in ("config", "classes", "source") if name not in meta]
-    if lacking:
-        raise UserError(f"{where}: its meta item lacks {' and '.join(lacking)}; use a checkpoint that train.py wrote.")
-    config = config_lib.from_dict(meta["config"], where)
-    try:
-        config_lib.validate(config)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-    _check_meta(meta["classes"], meta["source"], config, where)
-    classes = tuple(meta["classes"])
-    expected = {path: tuple(leaf.shape) for path, leaf in variable_shapes(config, len(classes)).items()}
-    refuse_misfits({path: np.shape(leaf) for path, leaf in flatten(variables).items()}, expected, where)
+    variables, meta = read_detector(checkpoint)
+    config, classes = config_lib.from_dict(meta["config"], where), tuple(meta["classes"])
+    _check_source(meta["source"], config, where)
     return Detector(make_forward(config, len(classes)), variables, config, classes, meta["source"])
 
 
@@ -212,31 +198,8 @@ def _pad(part: np.ndarray, length: int) -> np.ndarray:
     return np.pad(part, ((0, length - len(part)), *((0, 0),) * (part.ndim - 1)))
 
 
-def _read_checkpoint(path: pathlib.Path, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """As `load_for_inference`. Raises UserError for every kind of damage."""
-    hook = sys.unraisablehook
-
-    def pass_on(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            hook(unraisable)
-
-    sys.unraisablehook = pass_on
-    try:
-        found = load_for_inference(path)
-    except UserError:
-        raise  # the hook stays: threads of Orbax go on after a failure, and each prints a traceback of its own
-    except Exception as error:  # Orbax raises anything for files that it did not write, bare Exception too
-        raise UserError(f"{where}: its files are damaged or do not belong together; take another copy.") from error
-    sys.unraisablehook = hook
-    return found
-
-
-def _check_meta(classes: Any, source: Any, config: Config, where: str) -> None:
-    """Refuses names and frame settings of a checkpoint with which no video could be read. Raises UserError."""
-    if not isinstance(classes, (list, tuple)) or not classes or not all(isinstance(name, str) for name in classes):
-        raise UserError(f"{where}: 'classes' is no list of names; use a checkpoint that train.py wrote.")
-    if len(set(classes)) < len(classes):
-        raise UserError(f"{where}: 'classes' names a class twice; use a checkpoint that train.py wrote.")
+def _check_source(source: Any, config: Config, where: str) -> None:
+    """Refuses frame settings of a checkpoint with which no video could be read. Raises UserError."""
     fields = source if isinstance(source, dict) else {}
     flow, size, most = fields.get("flow"), fields.get("frame_size"), fields.get("max_frames")
     rules = [

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -23,7 +24,8 @@ from sptad_jax.models.pretrained import flatten, unflatten
 from sptad_jax.models.sptad import SPTAD
 
 META_FIELDS = ("config", "classes", "source", "step")  # as of a checkpoint; each is JSON of its own in the metadata
-FLOATS = ("F16", "F32", "F64")  # dtypes that are read; written is F32
+FLOATS = ("F16", "F32", "F64")  # dtypes that are read
+SHIPPED = "demo"  # name of the detector that comes with the package, trained as configs/demo.py says
 
 # Branches of an Inception block: published PyTorch name by TensorFlow's, which are ours.
 _UNITS = {
@@ -35,13 +37,16 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var":
 _PACKED = ("query", "key", "value")  # in the order of PyTorch's in_proj
 
 
-def write_safetensors(path: str | pathlib.Path, variables: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+def write_safetensors(
+    path: str | pathlib.Path, variables: Mapping[str, Any], meta: Mapping[str, Any], dtype: str = "float32"
+) -> None:
     """Writes a detector, whole or not at all.
 
     Args:
       path: ends in .safetensors.
       variables: {"params", "batch_stats"} of `SPTAD`, float32.
       meta: "config", "classes", "source" and "step", as `load_for_inference` gives them.
+      dtype: "float32", or "float16" for a file of half the size.
 
     Raises UserError where `path` ends otherwise or cannot be written.
     """
@@ -51,12 +56,69 @@ def write_safetensors(path: str | pathlib.Path, variables: Mapping[str, Any], me
     if path.suffix != ".safetensors":
         raise UserError(f"--output {path}: a state dict is written as .safetensors; give a file name that ends so.")
     metadata = {"format": "pt"} | {name: json.dumps(meta[name], ensure_ascii=False) for name in META_FIELDS}
-    content = safetensors.numpy.save(to_torch(flatten(variables)), metadata)
+    state = {name: array.astype(dtype) for name, array in to_torch(flatten(variables)).items()}
+    if not all(np.isfinite(array).all() for array in state.values()):
+        raise UserError(f"--output {path}: some weights are no numbers in {dtype}; write float32.")
+    write_output(path, safetensors.numpy.save(state, metadata))
+
+
+def write_output(path: str | pathlib.Path, content: bytes) -> None:
+    """Writes the file of --output, and its folder if need be. Raises UserError."""
+    path = pathlib.Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content)
     except OSError as error:
         raise UserError(f"--output {path}: cannot be written ({error.strerror}); choose another.") from None
+
+
+def read_detector(checkpoint: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The newest checkpoint of a training's work folder, or an exported .safetensors file -> (variables, meta).
+
+    "demo" is the detector that ships with the package, unless there is a folder of that name.
+    As `load_for_inference` gives them. Raises UserError for every kind of damage, and where weights, config and class
+    names do not belong together.
+    """
+    path, where = pathlib.Path(checkpoint), f"--checkpoint {checkpoint}"
+    if checkpoint == SHIPPED and not path.exists():
+        path = pathlib.Path(__file__).with_name(f"{SHIPPED}.safetensors")
+    variables, meta = read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path, where)
+    lacking = [name for name in ("config", "classes", "source") if name not in meta]
+    if lacking:
+        raise UserError(f"{where}: its meta item lacks {' and '.join(lacking)}; use a checkpoint that train.py wrote.")
+    config, classes = config_lib.from_dict(meta["config"], where), meta["classes"]
+    try:
+        config_lib.validate(config)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    if not isinstance(classes, (list, tuple)) or not classes or not all(isinstance(name, str) for name in classes):
+        raise UserError(f"{where}: 'classes' is no list of names; use a checkpoint that train.py wrote.")
+    if len(set(classes)) < len(classes):
+        raise UserError(f"{where}: 'classes' names a class twice; use a checkpoint that train.py wrote.")
+    expected = {name: tuple(leaf.shape) for name, leaf in variable_shapes(config, len(classes)).items()}
+    refuse_misfits({name: np.shape(leaf) for name, leaf in flatten(variables).items()}, expected, where)
+    return variables, meta
+
+
+def _read_checkpoint(path: pathlib.Path, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """As `load_for_inference`. Raises UserError for every kind of damage."""
+    from sptad_jax.training.checkpoints import load_for_inference  # here, for Orbax takes seconds to import
+
+    hook = sys.unraisablehook
+
+    def pass_on(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = pass_on
+    try:
+        found = load_for_inference(path)
+    except UserError:
+        raise  # the hook stays: threads of Orbax go on after a failure, and each prints a traceback of its own
+    except Exception as error:  # Orbax raises anything for files that it did not write, bare Exception too
+        raise UserError(f"{where}: its files are damaged or do not belong together; take another copy.") from error
+    sys.unraisablehook = hook
+    return found
 
 
 def read_safetensors(path: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:

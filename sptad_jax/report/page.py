@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from sptad_jax.report import comparison, diagnosis, overview, style
-from sptad_jax.report.records import Instance, detections_of, ground_truth_of, read_run
+from sptad_jax.report import comparison, diagnosis, overview, player, style
+from sptad_jax.report.records import detections_of, ground_truth_of, read_run
 from sptad_jax.report.style import text
-from sptad_jax.report.timeline import FramesOf, FrameStrips, timeline
+from sptad_jax.report.timeline import FramesOf, FrameStrips
 
 _FRAMES = "rgb"  # stream that pictures are taken from
 _SHOWN_VIDEOS = 60  # of a detection report
-_SHOWN_DETECTIONS = 25  # of one video
 
 
 def write_report(workdir: str | os.PathLike[str], frames_of: FramesOf | None = None) -> pathlib.Path:
@@ -83,8 +82,11 @@ def write_detection_report(
     frames_of: FramesOf | None = None,
     durations: Mapping[str, float] | None = None,
     ground_truth: Mapping[str, Any] | None = None,
+    paths: Mapping[str, str | os.PathLike[str]] | None = None,
 ) -> pathlib.Path:
-    """Writes output_dir/index.html with a time line of each video, and returns its path.
+    """Writes output_dir/index.html with a player and a time line of each video, and returns its path.
+
+    The page refers to the videos where they lie, relative to itself, and copies none of them.
 
     Args:
       detections: video -> list of {"label", "score", "segment": [start, end] in seconds}.
@@ -92,7 +94,9 @@ def write_detection_report(
       frames_of: as in `write_report`.
       durations: video -> seconds; the last end of a segment where a video is not named.
       ground_truth: an ActivityNet database, or video -> list of {"segment", "label"}; None where there is none.
+      paths: video -> its file, for the player; a video that is not named has a time line alone.
     """
+    output_dir = pathlib.Path(output_dir)
     found = detections_of(detections)
     truths, known = ground_truth_of((ground_truth or {}).get("database", ground_truth or {}))
     known |= {str(v): float(s) for v, s in (durations or {}).items()}
@@ -102,34 +106,18 @@ def write_detection_report(
              style.tile(f"{total:,}", "detections"),
              style.tile(f"{len(classes):,}", "classes known to the model")]
     shown = list(found)[:_SHOWN_VIDEOS]
-    inner = [_detected_video(v, found[v], truths.get(v), known.get(v, 0.0), classes, strips) for v in shown]
+    instances = [i for v in shown for i in [*player.drawn(found[v]), *truths.get(v, ())]]
+    names = list(dict.fromkeys([*map(str, classes), *sorted({i.label for i in instances})]))
+    inner = [player.filters(instances, names) if instances else ""]
+    for video in shown:
+        source = player.source_url(paths[video], output_dir) if paths and video in paths else ""
+        length = known.get(video, 0.0)
+        inner.append(player.article(video, found[video], truths.get(video), length, names, strips, source))
     if len(found) > len(shown):
         inner.append(style.empty(f"The first {len(shown)} of {len(found):,} videos are drawn; the file of detections "
                                  "holds them all."))
     parts = [("summary", "Summary", f'<div class="tiles">{"".join(tiles)}</div>{comparison.strip_notes(strips)}'
               + comparison.legend(bool(truths))),
              ("videos", "Videos", "".join(inner) or style.empty("No video was given."))]
-    return style.write_page(pathlib.Path(output_dir) / "index.html",
-                            style.page("Detected actions", "SP-TAD, temporal action detection", parts, ""))
-
-
-def _detected_video(video: str, found: list[Instance], truths: list[Instance] | None, duration_sec: float,
-                    classes: Sequence[str], strips: FrameStrips) -> str:
-    """Name, time line and table of the best detections of one video."""
-    best = found[:_SHOWN_DETECTIONS]
-    length = max([duration_sec, *(i.end_sec for i in [*best, *(truths or ())])])
-    note = f"{style.duration(length)}; {comparison.best_of(len(best), len(found))}"
-    rows = "".join(
-        f'<tr><th scope="row">{text(d.label)}</th><td class="n">{d.score:.3f}</td><td class="n">{d.start_sec:.1f}</td>'
-        f'<td class="n">{d.end_sec:.1f}</td><td class="n">{d.end_sec - d.start_sec:.1f}</td></tr>'
-        for d in best
-    )
-    table = (
-        '<details><summary>Table of detections</summary><div class="scroll"><table class="ruled"><thead><tr>'
-        '<th>class</th><th class="n">score</th><th class="n">start (s)</th><th class="n">end (s)</th>'
-        f'<th class="n">length (s)</th></tr></thead><tbody>{rows}</tbody></table></div></details>'
-    )
-    drawing = timeline(length, truths, best, classes, strips.draw(video, length), f"Time line of {video}")
-    if not best and not truths:
-        drawing += style.empty("Nothing was detected in this video.")
-    return f'<h3>{text(video)}</h3><p class="note">{note}.</p>{drawing}{table if best else ""}'
+    document = style.page("Detected actions", "SP-TAD, temporal action detection", parts, "", player.script())
+    return style.write_page(output_dir / "index.html", document)

@@ -1,5 +1,7 @@
 """The look shared by both pages: palette, style sheet, escaping and the small pieces of HTML."""
 
+import base64
+import hashlib
 import html
 import pathlib
 import string
@@ -37,7 +39,8 @@ section { padding: 30px 0 6px; border-top: 1px solid var(--line); margin-top: 30
 section:first-of-type { border-top: 0; margin-top: 0; padding-top: 18px; }
 p { margin: 0 0 12px; max-width: 76ch; } .soft, figcaption, .note { color: var(--soft); } .note, figcaption {
   font-size: 13px; line-height: 1.5; }
-.empty { background: var(--panel); border-radius: 8px; padding: 12px 16px; color: var(--soft); max-width: none; }
+.empty { background: var(--panel); border-radius: 8px; padding: 12px 16px; color: var(--soft); max-width: none;
+  overflow-wrap: anywhere; }
 nav { font-size: 13px; margin: 14px 0 0; display: flex; flex-wrap: wrap; gap: 4px 18px; }
 a { color: var(--c0); text-decoration: none; } a:hover { text-decoration: underline; }
 ul.empty { padding-left: 34px; }
@@ -80,13 +83,44 @@ td.value { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace
 .options table { width: 100%; } .options h3 { margin-top: 0; }
 footer { color: var(--soft); font-size: 13px; padding: 28px 0 40px; }
 @media (max-width: 760px) { .options { columns: 1; } main, header.top { padding-left: 16px; padding-right: 16px; } }
-@media print { .scroll { max-height: none; } section { break-inside: avoid-page; } }
+.stage { display: grid; grid-template-columns: minmax(0, 11fr) minmax(0, 9fr); gap: 4px 24px; align-items: start; }
+.stage > .wide { grid-area: 2 / 1 / auto / -1; margin-top: 10px; } .stage > details { grid-area: 1 / 2; margin: 0; }
+.stage .scroll { max-height: 320px; margin: 6px 0; } .stage table { width: 100%; }
+.stage th, .stage td { padding: 3px 7px; } .stage tbody th { width: 100%; max-width: 0; }
+video { display: block; width: 100%; aspect-ratio: 16 / 9; background: #101214; border-radius: 8px; }
+.now { min-height: 20px; margin: 4px 0 0; overflow-wrap: anywhere; } [hidden], .off { display: none !important; }
+.filter { background: var(--panel); border-radius: 10px; padding: 12px 16px; font-size: 14px; }
+.filter label { display: inline-flex; align-items: center; gap: 8px; } .filter > label { white-space: nowrap; }
+.filter p { margin: 6px 0 0; max-width: none; }
+.filter ul { list-style: none; margin: 8px 0 0; padding: 4px; max-height: 230px; overflow-y: auto; display: grid;
+  grid-template-columns: repeat(auto-fill, minmax(min(190px, 100%), 1fr)); gap: 2px 16px; }
+.filter li { min-width: 0; overflow-wrap: anywhere; }
+.filter li .swatch { margin: 0; flex: none; }
+.filter input[type=range] { width: min(260px, 38vw); } input { accent-color: var(--c0); }
+.filter input[type=search], .filter button { font: inherit; color: inherit; background: var(--page);
+  border: 1px solid var(--soft); border-radius: 6px; padding: 3px 10px; margin: 6px 6px 0 0; max-width: 100%; }
+output { font-variant-numeric: tabular-nums; } kbd { font: inherit; color: var(--ink); background: var(--page);
+  border: 1px solid var(--line); border-radius: 4px; padding: 0 5px; white-space: nowrap; }
+.live .bar, .live tr[data-item] { cursor: pointer; } .live svg.timeline { cursor: text; touch-action: manipulation; }
+.live .bar:hover { stroke: var(--ink); } .bar.chosen, .bar:focus-visible { stroke: var(--ink); stroke-width: 2; }
+.bar:focus-visible { outline: 2px solid var(--c0); outline-offset: 2px; }
+:focus-visible { outline: 2px solid var(--c0); outline-offset: 3px; border-radius: 3px; }
+tr:focus-visible { outline-offset: -2px; }
+.live tr[data-item]:hover, tr.chosen { background: var(--panel); } tr.chosen > * { box-shadow: inset 0 -2px var(--c0); }
+.row:not(:has(.bar:not(.off))) { opacity: 0.3; } .cursor { stroke: var(--c1); stroke-width: 2; pointer-events: none; }
+@media (max-width: 760px) { .stage { display: block; } }
+@media print { .filter, video { display: none; } .scroll { max-height: none; } section { break-inside: avoid-page; } }
 """
+
+# file: beside 'self', which some browsers hold to be no origin where a page is opened from a folder
+_POLICY = ("default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src 'self' file:; base-uri 'none'; "
+           "form-action 'none'")
 
 _PAGE = string.Template("""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="$policy">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>$css</style>
@@ -99,7 +133,7 @@ _PAGE = string.Template("""<!doctype html>
 $body
 <footer>$footer</footer>
 </main>
-</body>
+$script</body>
 </html>
 """)
 
@@ -110,8 +144,11 @@ def text(value: Any) -> str:
     return html.escape(printable, quote=True)
 
 
-def page(title: str, subtitle: str, sections: Sequence[tuple[str, str, str]], footer: str) -> str:
-    """The whole document. `title` is plain; `subtitle` and `footer` are HTML; a section is (id, heading, HTML)."""
+def page(title: str, subtitle: str, sections: Sequence[tuple[str, str, str]], footer: str, script: str = "") -> str:
+    """The whole document. `title` is plain; `subtitle` and `footer` are HTML; a section is (id, heading, HTML).
+
+    The browser is told to load nothing but what lies in the page, and videos beside it, and to run `script` alone.
+    """
     light, dark = (" ".join(f"--c{k}: {pair[side]};" for k, pair in enumerate(PALETTE)) for side in (0, 1))
     return _PAGE.substitute(
         title=text(title),
@@ -120,7 +157,14 @@ def page(title: str, subtitle: str, sections: Sequence[tuple[str, str, str]], fo
         links="".join(f'<a href="#{name}">{text(heading)}</a>' for name, heading, _ in sections),
         body="\n".join(f'<section id="{n}"><h2>{text(h)}</h2>\n{inner}</section>' for n, h, inner in sections),
         footer=footer,
+        policy=_POLICY + _script_source(script),
+        script=f"<script>{script}</script>\n" if script else "",
     )
+
+
+def _script_source(script: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return f"; script-src 'sha256-{digest}'" if script else ""
 
 
 def write_page(path: pathlib.Path, document: str) -> pathlib.Path:

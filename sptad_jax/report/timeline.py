@@ -90,6 +90,8 @@ def timeline(duration_sec: float, ground_truth: Sequence[Instance] | None, detec
       ground_truth: None leaves the ground-truth lanes out.
       classes: in the order that fixes the colours; labels that are not among them are drawn too.
       strip: SVG of frames from `FrameStrips.draw`, or "".
+
+    Bars carry their numbers as data-* attributes and the drawing its scale, for report.js.
     """
     everything = [*(ground_truth or ()), *detections]
     span = max([duration_sec, 1e-3, *(i.end_sec for i in everything)])
@@ -98,14 +100,15 @@ def timeline(duration_sec: float, ground_truth: Sequence[Instance] | None, detec
     y, rows = top, []
     for k, label in enumerate(order):
         truths = [i for i in ground_truth or () if i.label == label]
-        found = [i for i in detections if i.label == label]
+        found = {place: i for place, i in enumerate(detections) if i.label == label}
         if truths or found:
             row, height = _row(label, truths, found, span, y, k % len(PALETTE))
             rows.append(row)
             y += height + _ROW_GAP
     axis = _axis(span, top - 2, y)
     return (
-        f'<div class="wide"><svg viewBox="0 0 {_WIDTH} {y + 34}" role="img" aria-label="{text(description)}">'
+        f'<div class="wide"><svg class="timeline" viewBox="0 0 {_WIDTH} {y + 34}" role="img" '
+        f'aria-label="{text(description)}" data-span="{span:.3f}" data-left="{_GUTTER}" data-right="{_WIDTH - _RIGHT}">'
         f"{strip}{axis}{''.join(rows)}</svg></div>"
     )
 
@@ -114,40 +117,43 @@ def _x(seconds: float, span: float) -> float:
     return _GUTTER + (_WIDTH - _GUTTER - _RIGHT) * min(max(seconds / span, 0.0), 1.0)
 
 
-def _row(label: str, truths: list[Instance], found: list[Instance], span: float, top: int, colour: int
+def _row(label: str, truths: list[Instance], found: dict[int, Instance], span: float, top: int, colour: int
          ) -> tuple[str, int]:
-    """One class: its name, lanes of ground truth, lanes of detections. Returns SVG and height."""
+    """One class: its name, lanes of ground truth, lanes of detections (by their places). Returns SVG and height."""
     parts, y = [], top
     shown = label if len(label) <= 20 else label[:19] + "…"
     parts.append(
         f'<text x="0" y="{top + 10}" font-size="12.5" fill="var(--ink)">{text(shown)}'
         f"<title>{text(label)}</title></text>"
     )
-    for kind, instances in (("ground truth", truths), ("detection", found)):
+    for kind, instances in (("ground truth", dict(enumerate(truths))), ("detection", found)):
         if not instances:
             continue
-        lanes = assign_lanes([(i.start_sec, i.end_sec) for i in instances])
+        lanes = assign_lanes([(i.start_sec, i.end_sec) for i in instances.values()])
         parts.append(
             f'<text x="{_GUTTER - 8}" y="{y + 10}" font-size="9.5" text-anchor="end" fill="var(--soft)">'
             f"{'truth' if kind == 'ground truth' else 'found'}</text>"
         )
-        parts += [_bar(i, span, y + lane * _LANE, colour, kind) for i, lane in zip(instances, lanes)]
+        parts += [_bar(i, span, y + lane * _LANE, colour, kind, place)
+                  for (place, i), lane in zip(instances.items(), lanes)]
         y += (max(lanes, default=0) + 1) * _LANE + (2 if kind == "ground truth" else 0)
-    return f"<g>{''.join(parts)}</g>", y - top
+    return f'<g class="row">{"".join(parts)}</g>', y - top
 
 
-def _bar(item: Instance, span: float, y: int, colour: int, kind: str) -> str:
+def _bar(item: Instance, span: float, y: int, colour: int, kind: str, place: int) -> str:
     left, right = _x(item.start_sec, span), _x(item.end_sec, span)
     name = f"{kind}: {item.label}, {item.start_sec:.1f}–{item.end_sec:.1f} s"
+    data = f'data-label="{text(item.label)}" data-start="{item.start_sec:.3f}" data-end="{item.end_sec:.3f}"'
     if kind == "detection":
         name += f", score {item.score:.3f}"
+        data += f' data-score="{item.score:.4f}" data-item="{place}"'
         opacity = 0.12 + 0.88 * min(max(item.score, 0.0), 1.0)
         look = f'fill="var(--c{colour})" fill-opacity="{opacity:.2f}" stroke="var(--c{colour})" stroke-width="0.7"'
     else:
         look = 'fill="var(--ink)"'
     return (
-        f'<rect x="{left:.1f}" y="{y + 1}" width="{max(right - left, 2.0):.1f}" height="{_BAR}" rx="1.5" {look}>'
-        f"<title>{text(name)}</title></rect>"
+        f'<rect x="{left:.1f}" y="{y + 1}" width="{max(right - left, 2.0):.1f}" height="{_BAR}" rx="1.5" {look} '
+        f'class="bar" {data}><title>{text(name)}</title></rect>'
     )
 
 
