@@ -89,7 +89,8 @@ def main(argv: list[str] | None = None) -> int:
     tx, schedule, groups = make_optimizer(variables["params"], config, batches.steps_per_epoch)
     for group, count, rate in groups:
         say(f"  {group:<10} {count / 1e6:8.3f} M parameters, learning rate {rate:g}")
-    state = sharding.replicate(create_state(variables, tx, config), mesh)
+    place = sharding.split if config.train.shard_state else sharding.replicate
+    state = place(create_state(variables, tx, config), mesh)
     del variables
 
     # --- Restore ---
@@ -113,6 +114,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def evaluate(state: TrainState) -> dict[str, Any]:
         variables = {"params": state.ema_params or state.params, "batch_stats": state.batch_stats}
+        variables = sharding.replicate(variables, mesh)
         return evaluate_state(sharding.replicate_locally(variables, local), dataset, config, workdir, forward)
 
     # Closed whatever happens, so that a checkpoint that is still being written in the background gets finished.

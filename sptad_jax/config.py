@@ -118,6 +118,7 @@ class TrainConfig:
     epochs: float = 16  # passes over the training windows
     batch_size: int = 16  # windows per step over all devices
     accumulate: int = 1  # micro-batches whose gradients are averaged into one step
+    shard_state: bool = False  # split parameters, averages and moments over the devices; less memory, more traffic
     learning_rate: float = 1e-4
     schedule: Literal["step", "cosine"] = "step"  # step: times lr_drop_factor after each of lr_drop_epochs
     lr_drop_epochs: tuple[float, ...] = (12,)

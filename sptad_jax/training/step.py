@@ -8,13 +8,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sptad_jax.config import Config
 from sptad_jax.data import augment
 from sptad_jax.models.conv3d import compiler_options
 from sptad_jax.models.sptad import SPTAD
-from sptad_jax.training import losses, optimizer
+from sptad_jax.training import losses, optimizer, sharding
 
 Array = jax.Array
 Batch = dict[str, Array]
@@ -76,6 +76,7 @@ def make_train_step(
     """
     model = SPTAD(config.model, num_classes)
     accumulate = config.train.accumulate
+    sharded_on = mesh if config.train.shard_state else None
 
     def loss_of(params: Any, batch_stats: Any, batch: Batch, num_positives: Array, keys: tuple[Array, Array]):
         params = optimizer.stop_frozen(params, config)
@@ -104,10 +105,12 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         keys = tuple(random_key(config.train.seed, name, state.step) for name in ("augment", "dropout"))
         num_positives = jnp.maximum(batch["valid"].sum().astype(jnp.float32), 1.0) / accumulate
+        whole = _gather(state.params, sharded_on), _gather(state.batch_stats, sharded_on)
         if accumulate == 1:
-            (_, (metrics, batch_stats)), grads = gradient(state.params, state.batch_stats, batch, num_positives, keys)
+            (_, (metrics, batch_stats)), grads = gradient(*whole, batch, num_positives, keys)
         else:
-            grads, metrics, batch_stats = _accumulate(gradient, state, batch, num_positives, keys, accumulate)
+            grads, metrics, batch_stats = _accumulate(gradient, *whole, batch, num_positives, keys, accumulate)
+        grads = _split(grads, sharded_on)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = state.ema_params
@@ -117,14 +120,26 @@ def make_train_step(
         state = state.replace(
             step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema_params=ema_params
         )
-        return state, metrics
+        return _split(state, sharded_on), metrics
 
     return jax.jit(
         train_step, donate_argnums=(0,), compiler_options=compiler_options(config.model.compute_dtype)
     )
 
 
-def _accumulate(gradient: Callable, state: TrainState, batch: Batch, num_positives: Array, keys: Any, count: int):
+def _gather(tree: Any, mesh: Mesh | None) -> Any:
+    """Whole leaves on every device for the network; nothing to do where the state is not split."""
+    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def _split(tree: Any, mesh: Mesh | None) -> Any:
+    """Each device its part, so that it sums and updates no more than that."""
+    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, sharding.split_shardings(tree, mesh))
+
+
+def _accumulate(
+    gradient: Callable, params: Any, batch_stats: Any, batch: Batch, num_positives: Array, keys: Any, count: int
+):
     """Averages gradients and metrics over `count` micro-batches, one after the other."""
     # Micro-batch i takes rows i, i + count, ...: every device keeps rows of its own in each of them.
     micro = jax.tree.map(lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch)
@@ -133,10 +148,10 @@ def _accumulate(gradient: Callable, state: TrainState, batch: Batch, num_positiv
         grads, batch_stats = carry
         index, rows = item
         row_keys = tuple(jax.random.fold_in(key, index) for key in keys)
-        (_, (metrics, batch_stats)), new = gradient(state.params, batch_stats, rows, num_positives, row_keys)
+        (_, (metrics, batch_stats)), new = gradient(params, batch_stats, rows, num_positives, row_keys)
         return (jax.tree.map(jnp.add, grads, new), batch_stats), metrics
 
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    (grads, batch_stats), metrics = jax.lax.scan(body, (zeros, state.batch_stats), (jnp.arange(count), micro))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    (grads, batch_stats), metrics = jax.lax.scan(body, (zeros, batch_stats), (jnp.arange(count), micro))
     mean = jax.tree.map(lambda x: x / count, grads)
     return mean, jax.tree.map(lambda x: x.mean(0), metrics), batch_stats
