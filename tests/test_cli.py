@@ -204,7 +204,10 @@ def test_detect(run_folder, tmp_path, capsys):
     """One broken file that spoils the others, or that is forgotten in the exit code; two videos of the same name of
     which one gets lost; printed lines, file and report that do not agree."""
     paths = [str(run_folder / name) for name in ("a/x.mp4", "broken.mp4", "b/x.mp4")]
-    options = ["--output", str(tmp_path / "det.json"), "--report", str(tmp_path / "report"), "--threshold", "0"]
+    truth = {"database": {"x": {"subset": "test", "annotations": [{"label": "jump", "segment": [0.5, 2.25]}]}}}
+    (tmp_path / "gt.json").write_text(json.dumps(truth))
+    options = ["--output", str(tmp_path / "det.json"), "--report", str(tmp_path / "report"), "--threshold", "0",
+               "--ground-truth", str(tmp_path / "gt.json")]  # fmt: skip
     with quick_compilation():
         code = main(["detect", *paths, "--checkpoint", str(run_folder), *options])
     out, err = capsys.readouterr()
@@ -220,7 +223,7 @@ def test_detect(run_folder, tmp_path, capsys):
     assert sum(line.startswith("  ") for line in out.splitlines()) == len(found)
     page = (tmp_path / "report" / "index.html").read_text()
     assert f"report: {tmp_path / 'report' / 'index.html'}" in out and "data:image" in page
-    assert "<video controls" in page
+    assert "<video controls" in page and "ground truth: jump, 0.5–2.2 s" in page
 
 
 def test_detect_without_checkpoint(tmp_path, capsys):

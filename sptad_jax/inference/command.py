@@ -43,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                              ".srt; may be repeated. Of several videos each has its own subtitles: FILE.NAME.vtt")
     parser.add_argument("--render", metavar="DIR", help="write a copy of each video with labels, without sound")
     parser.add_argument("--report", metavar="DIR", help="write a page on which each video plays above its time line")
+    parser.add_argument("--ground-truth", metavar="GT.json",
+                        help="ActivityNet annotations, drawn above the detections on the page of --report")  # fmt: skip
     parser.add_argument("--classes", metavar="A,B", help="detections of these classes alone")
     parser.add_argument("--threshold", type=float, metavar="SCORE",
                         help=f"leave out lower scores; default: {SHOWN_SCORE} for what is printed, subtitled and "
@@ -53,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from sptad_jax import load
     from sptad_jax.data.video import read_frames_at
+    from sptad_jax.evaluation.files import load_ground_truth
     from sptad_jax.inference import outputs
     from sptad_jax.inference.detect import check_classes
     from sptad_jax.report.page import write_detection_report
@@ -62,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
         outputs.check_output(output)
     if args.render:
         outputs.check_folder(pathlib.Path(args.render), f"--render {args.render}")
+    ground_truth = load_ground_truth(args.ground_truth) if args.ground_truth else None
     detector = load(args.checkpoint)
     classes = _split(args.classes, detector.classes) if args.classes else None
     check_classes(classes, detector.classes)
@@ -83,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         page = write_detection_report(
             pathlib.Path(args.report), job.results, list(detector.classes), durations=job.durations,
             frames_of=lambda name, times: read_frames_at(job.paths[name], times), paths=job.paths,
+            ground_truth=ground_truth,
         )  # fmt: skip
         print(f"report: {page}")
     if job.failed:
@@ -173,6 +178,8 @@ def _check_options(args: argparse.Namespace) -> None:
         raise UserError(f"--threshold {args.threshold:g}: scores lie between 0 and 1; give such a number.")
     if args.top_k is not None and args.top_k < 1:
         raise UserError(f"--top-k {args.top_k}: give at least 1.")
+    if args.ground_truth and not args.report:
+        raise UserError(f"--ground-truth {args.ground_truth}: it is drawn on the page; give --report DIR as well.")
 
 
 def _split(text: str, known: Collection[str]) -> list[str]:
