@@ -153,6 +153,7 @@ class InferenceConfig:
     max_per_class: int = 5000  # detections of one class in a video
     max_per_video: int = 0  # 0: no limit
     edge_rule: bool = False  # NMS only where windows overlap, as TadTR
+    share_backbone: bool = False  # windows take the features of the frames they share from one another: see choices.md
     external_scores: str = ""  # JSON of video-level class scores, multiplied in (CUHK for ActivityNet)
 
 

@@ -21,6 +21,7 @@ from sptad_jax.data.video import FrameReader
 from sptad_jax.errors import UserError
 from sptad_jax.inference.export import read_detector
 from sptad_jax.inference.predict import Forward, make_forward, windows_to_detections
+from sptad_jax.inference.sharing import run_batches
 
 MAX_SIDE = 4096  # pixels; a checkpoint that asks for larger frames is damaged
 MAX_FPS = 1000.0
@@ -107,8 +108,8 @@ def detect_video(
         if on_progress:
             on_progress(float(batch["start_frame"].max() + config.data.num_frames) / reader.fps)
 
-    for batch in batch_windows(windows, config.inference.batch_size):
-        out = detector.forward(detector.variables, batch)  # the device works while the next batch is decoded
+    batches = batch_windows(windows, config.inference.batch_size)
+    for out, batch in run_batches(detector.forward, detector.variables, batches):
         if waiting:
             collect(*waiting)
         waiting = out, batch

@@ -15,12 +15,15 @@ from sptad_jax.config import Config
 from sptad_jax.data import augment
 from sptad_jax.data.datasets import Dataset
 from sptad_jax.data.pipeline import make_test_batches
+from sptad_jax.errors import UserError
 from sptad_jax.evaluation.average_precision import evaluate
 from sptad_jax.evaluation.files import load_ground_truth
 from sptad_jax.files import write_json
 from sptad_jax.inference.postprocess import load_external_scores, postprocess_video, write_detections
+from sptad_jax.inference.sharing import SharedForward, join, run_batches
 from sptad_jax.models.conv3d import compiler_options
-from sptad_jax.models.sptad import SPTAD, final_predictions
+from sptad_jax.models.sptad import SPTAD, final_predictions, make_backbone
+from sptad_jax.precision import wide
 from sptad_jax.training import sharding
 from sptad_jax.training.distributed import is_main
 from sptad_jax.training.metrics import Progress
@@ -31,26 +34,74 @@ Forward = Callable[[Any, dict[str, np.ndarray]], dict[str, jax.Array]]
 def make_forward(config: Config, num_classes: int, mesh: Mesh | None = None) -> Forward:
     """Jitted (variables, batch) -> {"class_prob" [B,N,A], "segments_norm" [B,N,2], "clip_prob" [B,A]}, float32.
 
+    With `inference.share_backbone` a SharedForward, for `run_batches`; UserError where the strides do not allow it.
     `mesh`: devices of this process that share a batch, each of which holds the variables; None: the default device.
     """
     model = SPTAD(config.model, num_classes)
+    jit = functools.partial(jax.jit, compiler_options=compiler_options(config.model.compute_dtype))
+    place = functools.partial(sharding.shard_batch, mesh=mesh) if mesh else lambda rows: rows
+    if config.inference.share_backbone:
+        return _make_shared_forward(config, model, jit, place)
 
-    @functools.partial(jax.jit, compiler_options=compiler_options(config.model.compute_dtype))
+    @jit
     def forward(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         inputs = augment.prepare(batch, config.data, None, train=False)
-        frame_mask = jnp.arange(config.data.num_frames) < batch["num_frames"][:, None]
-        predictions, _ = model.apply(variables, inputs, frame_mask, train=False)
-        class_logits, segments_norm = final_predictions(predictions, config.model)
-        out = {"class_prob": jax.nn.sigmoid(class_logits), "segments_norm": segments_norm}
-        if "clip_logits" in predictions:
-            out["clip_prob"] = jax.nn.sigmoid(predictions["clip_logits"])
-        return out
+        return _answer(model, config, variables, inputs, batch["num_frames"])
 
     def call(variables: Any, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        inputs = {name: batch[name] for name in (*config.model.streams, "num_frames")}
-        return forward(variables, sharding.shard_batch(inputs, mesh) if mesh else inputs)
+        return forward(variables, place({name: batch[name] for name in (*config.model.streams, "num_frames")}))
 
     return call
+
+
+def _make_shared_forward(
+    config: Config, model: SPTAD, jit: Callable[..., Any], place: Callable[[Any], Any]
+) -> SharedForward:
+    """`make_forward` in two parts. Raises UserError where windows cannot be put together from whole steps."""
+    length, stride = config.data.num_frames, config.data.stride_test
+    if length % stride or stride % 8:
+        raise UserError(f"inference.share_backbone: data.stride_test ({stride}) must divide data.num_frames ({length}) "
+                        "and be a multiple of 8, the stride of the coarsest end point; change it or share nothing.")
+    streams = config.model.streams
+
+    @jit
+    def extract(variables: Any, batch: dict[str, jax.Array]) -> dict[str, list[jax.Array]]:
+        inputs = augment.prepare(batch, config.data, None, train=False)
+        features = {}
+        for stream in streams:
+            name = f"backbone_{stream}"
+            own = {kind: tree[name] for kind, tree in variables.items() if name in tree}
+            end_points: Any = make_backbone(config.model, stream).apply(own, inputs[stream], train=False)
+            features[stream] = [end_points[name] for name in config.model.end_points]
+        if config.model.fpn_spatial == "mean":  # pyramid and clip head begin with this mean: less is kept, none is lost
+            features = jax.tree.map(lambda x: x.mean(axis=(2, 3), keepdims=True, dtype=wide(x)), features)
+        return features
+
+    @jit
+    def finish(variables: Any, old: Any, new: Any, rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        def cut(old: jax.Array, new: jax.Array) -> jax.Array:
+            both = jnp.concatenate([old, new])
+            return join(both[rows["first"]], both[rows["second"]], rows["shift"], length)
+
+        return _answer(model, config, variables, {}, rows["num_frames"], jax.tree.map(cut, old, new))
+
+    return SharedForward(
+        lambda variables, batch: extract(variables, place({name: batch[name] for name in (*streams, "num_frames")})),
+        lambda variables, old, new, rows: finish(variables, old, new, place(rows)), length)  # fmt: skip
+
+
+def _answer(
+    model: SPTAD, config: Config, variables: Any, inputs: dict[str, jax.Array], num_frames: jax.Array,
+    features: dict[str, list[jax.Array]] | None = None,
+) -> dict[str, jax.Array]:
+    """What the last stage says of each window, as probabilities."""
+    frame_mask = jnp.arange(config.data.num_frames) < num_frames[:, None]
+    predictions, _ = model.apply(variables, inputs, frame_mask, train=False, features=features)
+    class_logits, segments_norm = final_predictions(predictions, config.model)
+    out = {"class_prob": jax.nn.sigmoid(class_logits), "segments_norm": segments_norm}
+    if "clip_logits" in predictions:
+        out["clip_prob"] = jax.nn.sigmoid(predictions["clip_logits"])
+    return out
 
 
 def predict_windows(
@@ -63,9 +114,9 @@ def predict_windows(
     """
     columns: dict[str, list[np.ndarray]] = {}
     progress = Progress(0, num_windows, "window", "predict")
-    for batch in batches:
+    for out, batch in run_batches(forward, variables, batches):
         places = {name: batch[name] for name in ("video_index", "start_frame", "is_real")}
-        for name, value in (jax.device_get(forward(variables, batch)) | places).items():
+        for name, value in (jax.device_get(out) | places).items():
             columns.setdefault(name, []).append(value)
         progress.update(int(batch["is_real"].sum()) * (jax.process_count() if gather else 1))
     progress.close()

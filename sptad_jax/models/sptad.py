@@ -21,7 +21,8 @@ class SPTAD(nn.Module):
     """Windows of frames -> predictions of every stage, and a dict that names every intermediate in order of computing.
 
     Call: inputs, stream -> float32 [B, F, H, W, C] in [-1, 1]; frame_mask bool [B, F], true for real frames, or None
-    if all are; `train` switches dropout and batch norm. Raises UserError where a stream is missing.
+    if all are; `train` switches dropout and batch norm. With `features`, stream -> end points [B, T_l, H_l, W_l, C_l]
+    in the order of the config, the backbones (`make_backbone`) are not run. Raises UserError where a stream is missing.
 
     predictions, all float32: "class_logits" [S, B, N, A]; "segments_se" [S, B, N, 2], share of the window, not clipped;
     "clip_logits" [B, A], absent without the classification head. With fusion="late" each stream has a detector of its
@@ -34,24 +35,14 @@ class SPTAD(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: dict[str, Array], frame_mask: Array | None = None, *, train: bool
+        self, inputs: dict[str, Array], frame_mask: Array | None = None, *, train: bool,
+        features: dict[str, list[Array]] | None = None,
     ) -> tuple[Predictions, dict[str, Array]]:
         config = self.config
-        missing = [stream for stream in config.streams if stream not in inputs]
-        if missing:
-            raise UserError(f"model.streams asks for {', '.join(missing)}, but the input holds {', '.join(inputs)}; "
-                            "set model.streams to the streams of the data.")
-        out: dict[str, Array] = {}
-        features: dict[str, list[Array]] = {}
-        for stream in config.streams:
-            with jax.named_scope(f"backbone_{stream}"):
-                end_points = I3D(
-                    width_multiplier=config.width_multiplier, end_points=config.end_points, bn_mode=config.bn_mode,
-                    bn_momentum=config.bn_momentum, conv_mode=config.conv_mode, remat=config.remat,
-                    dtype=jnp.dtype(config.compute_dtype), name=f"backbone_{stream}",
-                )(inputs[stream], train=train)
-            features[stream] = [end_points[name] for name in config.end_points]
-            out |= {f"{stream}/{name}": end_points[name] for name in config.end_points}
+        features = features or self._run_backbones(inputs, train)
+        features = {stream: features[stream] for stream in config.streams}  # jit sorts the keys of a dict
+        out = {f"{stream}/{name}": level for stream, levels in features.items()
+               for name, level in zip(config.end_points, levels, strict=True)}
 
         if config.fusion == "late":
             return self._late(features, frame_mask, out, train)
@@ -59,6 +50,19 @@ class SPTAD(nn.Module):
         out |= {f"fused/{name}": level for name, level in zip(config.end_points, fused, strict=True)}
         predictions, detector_out = detect(config, self.num_classes, fused, frame_mask, train)
         return predictions, out | detector_out
+
+    def _run_backbones(self, inputs: dict[str, Array], train: bool) -> dict[str, list[Array]]:
+        config = self.config
+        missing = [stream for stream in config.streams if stream not in inputs]
+        if missing:
+            raise UserError(f"model.streams asks for {', '.join(missing)}, but the input holds {', '.join(inputs)}; "
+                            "set model.streams to the streams of the data.")
+        features = {}
+        for stream in config.streams:
+            with jax.named_scope(f"backbone_{stream}"):
+                end_points = make_backbone(config, stream)(inputs[stream], train=train)
+            features[stream] = [end_points[name] for name in config.end_points]
+        return features
 
     def _late(
         self, features: dict[str, list[Array]], frame_mask: Array | None, out: dict[str, Array], train: bool
@@ -77,6 +81,15 @@ class SPTAD(nn.Module):
         if self.config.clip_head:
             joined["clip_logits"] = jnp.stack([p["clip_logits"] for p in per_stream]).mean(axis=0)
         return joined, out | joined
+
+
+def make_backbone(config: ModelConfig, stream: str) -> I3D:
+    """The backbone of a stream; in a detector's variables it has its own name."""
+    return I3D(
+        width_multiplier=config.width_multiplier, end_points=config.end_points, bn_mode=config.bn_mode,
+        bn_momentum=config.bn_momentum, conv_mode=config.conv_mode, remat=config.remat,
+        dtype=jnp.dtype(config.compute_dtype), name=f"backbone_{stream}",
+    )  # fmt: skip
 
 
 class StreamDetector(nn.Module):
