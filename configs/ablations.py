@@ -4,7 +4,7 @@
     sptad study --base thumos14 --tables 4,8,choices --seeds 1 --workdir runs/study --set data.dataset_dir=data/thumos14
 
 Hardware and time: as many runs of the base as the study prints at its start; rows that come to the same options share
-one. The figures are the paper's, on THUMOS14's test videos; nothing here was measured.
+one. The figures are the paper's, on THUMOS14's test videos; docs/study.md has a small study of the demo.
 """
 
 from sptad_jax.config import Config, apply_overrides

@@ -22,9 +22,12 @@ def test_every_block_of_the_walk_through_runs(tmp_path):
     blocks = BLOCK.findall((ROOT / "docs" / "walkthrough.md").read_text(encoding="utf-8"))
     assert len(blocks) == 10
     script = "set -euo pipefail\n" + "\n".join(blocks)
-    paths = {"PATH": f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=os.environ | paths, capture_output=True, text=True,
-                          timeout=1200)  # fmt: skip
+    variables = {
+        "PATH": f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),  # training, detect and inspect compile the same network
+    }  # fmt: skip
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=os.environ | variables, capture_output=True,
+                          text=True, timeout=1800)  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     walk = tmp_path / "walk"
     for page in ("run/report", "found", "inside"):
