@@ -1,5 +1,6 @@
 """Settings that every test shares."""
 
+import errno
 import gc
 import os
 import pathlib
@@ -44,6 +45,16 @@ def shared() -> pathlib.Path:
     if not SHARED.is_dir():
         pytest.skip("the folder of real data beside the checkout (../shared/data) is absent")
     return SHARED
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file that is written whole fails at its last step."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

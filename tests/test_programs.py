@@ -261,15 +261,10 @@ def test_onnx_without_its_packages(exported, tmp_path, monkeypatch):
         programs.write_onnx(tmp_path / "d.onnx", *exported[2:])
 
 
-def test_failed_write_leaves_the_old_file(exported, tmp_path, monkeypatch):
+def test_failed_write_leaves_the_old_file(exported, tmp_path, full_disk):
     """Half a program in place of a good one, or a traceback, where the disk is full."""
     path = tmp_path / "d.zip"
     path.write_bytes(b"old")
-
-    def full_disk(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full_disk)
     with pytest.raises(UserError, match="No space left"):
         programs.write_stablehlo(path, *exported[2:])
     assert os.listdir(tmp_path) == [path.name] and path.read_bytes() == b"old"
