@@ -2,8 +2,8 @@
 
     python -m benchmarks.allocator [--config FILE] [--set group.field=value] [--quick] [--output allocator.json]
 
-Each setting runs in processes of its own, for it acts from the start of one, in turns. CPU seconds are of all cores, user
-and system; page faults are those that need no reading. Linux with glibc alone.
+Each setting runs in processes of its own, for it acts from the start of one, in turns. CPU seconds are of all cores,
+user and system; page faults are those that need no reading. Linux with glibc alone.
 """
 
 import argparse
