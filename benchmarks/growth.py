@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import report, time_in_turns
-from sptad_jax.config import Config, load_config
+from sptad_jax.config import CHANNELS, Config, load_config
 from sptad_jax.inference.postprocess import postprocess_video
 from sptad_jax.models.conv3d import compiler_options
 from sptad_jax.models.sptad import SPTAD
@@ -77,7 +77,7 @@ def make_forward(config: Config) -> tuple[Callable[[], Any], float]:
     model = SPTAD(config.model, NUM_CLASSES)
     variables = init_variables(config, NUM_CLASSES)
     shape = (1, config.data.num_frames, config.data.crop_size, config.data.crop_size)
-    inputs = {name: jnp.zeros((*shape, {"rgb": 3, "flow": 2}[name])) for name in config.model.streams}
+    inputs = {name: jnp.zeros((*shape, CHANNELS[name])) for name in config.model.streams}
     forward = jax.jit(lambda v, x: model.apply(v, x, None, train=False)[0],
                       compiler_options=compiler_options(config.model.compute_dtype))
     program = forward.lower(variables, inputs).compile()

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from benchmarks.timing import median_ratio, report, time_in_turns
-from sptad_jax.config import Config, load_config
+from sptad_jax.config import CHANNELS, Config, load_config
 from sptad_jax.training import sharding
 from sptad_jax.training.optimizer import make_optimizer
 from sptad_jax.training.step import create_state, init_variables, make_train_step
@@ -63,7 +63,7 @@ def random_batch(config: Config) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     count, frames, slots = config.train.batch_size, config.data.num_frames, config.data.max_targets
     size = round(config.data.crop_size * BORDER)
-    streams = {name: rng.integers(0, 256, (count, frames, size, size, {"rgb": 3, "flow": 2}[name]), dtype=np.uint8)
+    streams = {name: rng.integers(0, 256, (count, frames, size, size, CHANNELS[name]), dtype=np.uint8)
                for name in config.model.streams}
     return streams | {
         "segments_norm": np.sort(rng.random((count, slots, 2), np.float32)),

@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from data_prep.contact_sheet import draw_contact_sheet, pick_evenly, shorten
 from data_prep.duration_chart import draw_durations
+from sptad_jax.config import CHANNELS
 from sptad_jax.data.annotations import load_annotations
-from sptad_jax.data.datasets import CHANNELS, GROUND_TRUTH_FILE, INFO_FILE, RECORDS_DIR, Dataset, open_dataset
+from sptad_jax.data.datasets import GROUND_TRUTH_FILE, INFO_FILE, RECORDS_DIR, Dataset, open_dataset
 from sptad_jax.errors import UserError, report_errors
 
 AGAIN = "copy it again from where it was made, or delete the folder and prepare it again"

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sptad_jax.data.datasets import CHANNELS
+from sptad_jax.config import CHANNELS
 from sptad_jax.errors import UserError
 from sptad_jax.files import write_json
 

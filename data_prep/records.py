@@ -15,7 +15,7 @@ from tensorflow_datasets.core import example_serializer
 from tqdm import tqdm
 
 from data_prep.decode import FrameSettings, load_cached
-from sptad_jax.data.datasets import CHANNELS
+from sptad_jax.config import CHANNELS
 
 CHUNK_FRAMES = 32  # frames of a record; a record is read whole
 SHARD_RECORDS = 512  # records of a file

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from sptad_jax.errors import UserError
 
+CHANNELS = {"rgb": 3, "flow": 2}  # of a stream's frames
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:

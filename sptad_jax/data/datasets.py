@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sptad_jax.config import DataConfig
+from sptad_jax.config import CHANNELS, DataConfig
 from sptad_jax.data.annotations import Annotation
 from sptad_jax.data.windows import VideoTargets
 from sptad_jax.errors import UserError
@@ -22,7 +22,6 @@ FORMAT_VERSION = 2
 INFO_FILE = "dataset.json"
 GROUND_TRUTH_FILE = "ground_truth.json"
 RECORDS_DIR = os.path.join("records", "1.0.0")  # TFDS: builder name and version
-CHANNELS = {"rgb": 3, "flow": 2}
 
 
 @dataclasses.dataclass(frozen=True)

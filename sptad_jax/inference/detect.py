@@ -42,7 +42,7 @@ class Detector:
     """A trained detector, ready for video files.
 
     classes: names in the order of the logits. source: how frames were made for training (`Dataset.source`), which new
-    videos have to follow.
+    videos have to follow. step: training steps behind the weights.
     """
 
     forward: Forward
@@ -50,6 +50,7 @@ class Detector:
     config: Config
     classes: tuple[str, ...]
     source: dict[str, Any]
+    step: int = 0
 
     def detect(
         self,
@@ -82,7 +83,7 @@ def load_detector(checkpoint: str | pathlib.Path) -> Detector:
     variables, meta = read_detector(checkpoint)
     config, classes = config_lib.from_dict(meta["config"], where), tuple(meta["classes"])
     _check_source(meta["source"], config, where)
-    return Detector(make_forward(config, len(classes)), variables, config, classes, meta["source"])
+    return Detector(make_forward(config, len(classes)), variables, config, classes, meta["source"], meta["step"])
 
 
 def detect_video(
@@ -93,11 +94,8 @@ def detect_video(
     `on_progress` is called with the seconds of video that are done, now and then. Raises UserError for a file that
     cannot be decoded.
     """
-    config, source = detector.config, detector.source
-    reader = FrameReader(path, source["fps"], decoded_size(source), max_frames=source["max_frames"], threads=0)
-    blocks = iterate_streams(reader, source, with_flow="flow" in config.model.streams)
-    taken = ({name: block[name] for name in config.model.streams} for block in blocks)
-    windows = cut_windows(taken, config.data.num_frames, config.data.stride_test)
+    config = detector.config
+    reader, batches = read_batches(detector, path)
     columns: dict[str, list[np.ndarray]] = {}
     waiting: tuple[Any, dict[str, np.ndarray]] | None = None
 
@@ -108,7 +106,6 @@ def detect_video(
         if on_progress:
             on_progress(float(batch["start_frame"].max() + config.data.num_frames) / reader.fps)
 
-    batches = batch_windows(windows, config.inference.batch_size)
     for out, batch in run_batches(detector.forward, detector.variables, batches):
         if waiting:
             collect(*waiting)
@@ -120,6 +117,22 @@ def detect_video(
         duration_sec=reader.duration_sec, fps=reader.fps, config=config, classes=detector.classes,
     )  # fmt: skip
     return cast(list[Detection], detections), reader.duration_sec
+
+
+def read_batches(
+    detector: Detector, path: str | os.PathLike[str]
+) -> tuple[FrameReader, Iterator[dict[str, np.ndarray]]]:
+    """A video file as the detector wants it -> (its reader, batches of windows as of `batch_windows`).
+
+    Nothing is read yet; the reader knows rate and duration when the batches are through. They raise UserError for a
+    file that cannot be decoded.
+    """
+    config, source = detector.config, detector.source
+    reader = FrameReader(path, source["fps"], decoded_size(source), max_frames=source["max_frames"], threads=0)
+    blocks = iterate_streams(reader, source, with_flow="flow" in config.model.streams)
+    taken = ({name: block[name] for name in config.model.streams} for block in blocks)
+    windows = cut_windows(taken, config.data.num_frames, config.data.stride_test)
+    return reader, batch_windows(windows, config.inference.batch_size)
 
 
 def select(

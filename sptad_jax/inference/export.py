@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from sptad_jax import config as config_lib
-from sptad_jax.config import Config
+from sptad_jax.config import CHANNELS, Config
 from sptad_jax.errors import UserError
 from sptad_jax.files import write_bytes
 from sptad_jax.models.pretrained import flatten, unflatten
@@ -232,8 +232,7 @@ def _to_torch_axes(path: str, rank: int) -> tuple[int, ...]:
 def variable_shapes(config: Config, num_classes: int) -> dict[str, Any]:
     """Paths, shapes and dtypes of the detector's variables ("params/...", "batch_stats/..."); nothing is computed."""
     shape = (1, config.data.num_frames, config.data.crop_size, config.data.crop_size)
-    inputs = {name: jax.ShapeDtypeStruct((*shape, 3 if name == "rgb" else 2), np.float32)
-              for name in config.model.streams}  # fmt: skip
+    inputs = {name: jax.ShapeDtypeStruct((*shape, CHANNELS[name]), np.float32) for name in config.model.streams}
     # no parameter depends on conv_mode, and the direct one is traced 20 times as fast
     model = SPTAD(dataclasses.replace(config.model, conv_mode="direct"), num_classes)
     return flatten(jax.eval_shape(lambda x: model.init(jax.random.key(0), x, None, train=False), inputs))

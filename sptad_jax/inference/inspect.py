@@ -15,14 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from sptad_jax.config import Config, ModelConfig
+from sptad_jax.config import CHANNELS, Config, ModelConfig
 from sptad_jax.data import augment
-from sptad_jax.data.streams import decoded_size, iterate_streams
-from sptad_jax.data.video import FrameReader
 from sptad_jax.errors import UserError
 from sptad_jax.inference.command import printable
-from sptad_jax.inference.detect import Detector, batch_windows, cut_windows
-from sptad_jax.inference.export import read_detector
+from sptad_jax.inference.detect import Detector, read_batches
 from sptad_jax.inference.postprocess import adjust_scores
 from sptad_jax.models.conv3d import compiler_options
 from sptad_jax.models.detection_head import to_valid_segments
@@ -73,14 +70,14 @@ class Tracks:
 
 
 def list_facts(detector: Detector, checkpoint: str | pathlib.Path) -> dict[str, str]:
-    """Name -> value of what a checkpoint, which `load_detector` has accepted, says of itself, for people to read."""
+    """Name -> value of what a checkpoint says of itself, for people to read."""
     model, data, source = detector.config.model, detector.config.data, detector.source
     flow, most = source["flow"], source["max_frames"]
     rate = f"{source['fps']:g} a second" + (f", at most {most} of a video" if most else "")
     usual = dataclasses.asdict(ModelConfig())
     changed = [f"model.{name}={value}" for name, value in dataclasses.asdict(model).items() if value != usual[name]]
     facts = {
-        "checkpoint": f"{checkpoint}, step {read_detector(checkpoint)[1]['step']}",
+        "checkpoint": f"{checkpoint}, step {detector.step}",
         "config": f"stored in the checkpoint; unlike the defaults: {', '.join(changed) or 'nothing in the model'}",
         "classes": f"{len(detector.classes)}: {', '.join(detector.classes)}",
         "streams": " and ".join(model.streams) + (f", {model.fusion} fusion" if len(model.streams) > 1 else ""),
@@ -162,13 +159,10 @@ def follow(
 
     `on_progress` is called with the seconds of video that are done. Raises UserError for a file that cannot be decoded.
     """
-    config, source = detector.config, detector.source
-    reader = FrameReader(video, source["fps"], decoded_size(source), max_frames=source["max_frames"], threads=0)
-    blocks = iterate_streams(reader, source, with_flow="flow" in config.model.streams)
-    taken = ({name: block[name] for name in config.model.streams} for block in blocks)
+    config = detector.config
+    reader, batches = read_batches(detector, video)
     probe, rows = _make_probe(detector), defaultdict(list)
-    for batch in batch_windows(cut_windows(taken, config.data.num_frames, config.data.stride_test),
-                               config.inference.batch_size):  # fmt: skip
+    for batch in batches:
         inputs = {name: batch[name] for name in (*config.model.streams, "num_frames")}
         out = jax.device_get(probe(detector.variables, inputs)) | {"start_frame": batch["start_frame"]}
         for name, value in out.items():
@@ -214,8 +208,7 @@ def _trace(config: Config, num_classes: int) -> tuple[core.Jaxpr, dict[str, Any]
     # the direct convolution is one operation of the program, as it is one of the network
     model = SPTAD(dataclasses.replace(config.model, conv_mode="direct", remat=False), num_classes)
     size = (1, config.data.num_frames, config.data.crop_size, config.data.crop_size)
-    inputs = {name: jax.ShapeDtypeStruct((*size, 3 if name == "rgb" else 2), jnp.float32)
-              for name in config.model.streams}  # fmt: skip
+    inputs = {name: jax.ShapeDtypeStruct((*size, CHANNELS[name]), jnp.float32) for name in config.model.streams}
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, None, train=False), inputs)
 
     def forward(variables: Any, inputs: Any) -> Any:

@@ -19,7 +19,7 @@ from jax import export
 from jax.extend import core
 
 from sptad_jax import config as config_lib
-from sptad_jax.config import Config
+from sptad_jax.config import CHANNELS, Config
 from sptad_jax.data import augment
 from sptad_jax.errors import UserError
 from sptad_jax.inference.export import META_FIELDS, write_output
@@ -27,7 +27,6 @@ from sptad_jax.models.sptad import SPTAD, final_predictions
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # that one StableHLO program runs on
 OUTPUTS = ("scores", "segments_se")
-CHANNELS = {"rgb": 3, "flow": 2}
 
 Arrays = dict[str, Any]
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sptad_jax.config import Config
+from sptad_jax.config import CHANNELS, Config
 from sptad_jax.data import augment
 from sptad_jax.models.conv3d import compiler_options
 from sptad_jax.models.sptad import SPTAD
@@ -43,7 +43,7 @@ def init_variables(config: Config, num_classes: int) -> dict[str, Any]:
     """Random parameters and batch statistics of the detector for the config's window size (float32)."""
     model = SPTAD(config.model, num_classes)
     shape = (1, config.data.num_frames, config.data.crop_size, config.data.crop_size)
-    inputs = {name: jnp.zeros((*shape, 3 if name == "rgb" else 2)) for name in config.model.streams}
+    inputs = {name: jnp.zeros((*shape, CHANNELS[name])) for name in config.model.streams}
     init = jax.jit(lambda key: model.init(key, inputs, None, train=False))
     # Runs once: hundreds of random draws, whose optimised compilation takes a minute on two cores.
     options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
