@@ -12,12 +12,11 @@ Ctrl-C save a checkpoint after the running step. Launch on pods and clusters: do
 import argparse
 import contextlib
 import os
-import pathlib
 import platform
 import shlex
 import sys
-import tempfile
 import time
+import uuid
 from typing import Any
 
 import absl.flags
@@ -30,7 +29,7 @@ from sptad_jax.errors import UserError, report_errors
 from sptad_jax.evaluation.analysis import analyse
 from sptad_jax.evaluation.average_precision import format_row
 from sptad_jax.evaluation.files import load_detections, load_ground_truth
-from sptad_jax.files import write_json
+from sptad_jax.files import AnyPath, to_path, write_bytes, write_json
 from sptad_jax.inference.predict import evaluate_state, make_forward
 from sptad_jax.models.conv3d import compiler_options
 from sptad_jax.models.pretrained import load_i3d
@@ -55,10 +54,12 @@ def main(argv: list[str] | None = None) -> int:
 
     # --- Config ---
     config = config_lib.load_config(args.config, args.set)
-    workdir = pathlib.Path(args.workdir)
+    workdir = to_path(args.workdir, "--workdir")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=workdir).close()
+        probe = workdir / f".probe-{uuid.uuid4().hex}"
+        write_bytes(probe, b"probe")
+        probe.unlink()
     except OSError as error:
         raise UserError(f"--workdir {workdir}: cannot write there ({error.strerror}); choose another.") from error
 
@@ -183,7 +184,7 @@ def _load_backbones(variables: dict[str, Any], config: config_lib.Config) -> Non
         say(f"  {name}: {report}")
 
 
-def _refuse_other_classes(workdir: pathlib.Path, old: list[str], new: list[str]) -> None:
+def _refuse_other_classes(workdir: AnyPath, old: list[str], new: list[str]) -> None:
     if old != new:
         raise UserError(
             f"--workdir {workdir}: its checkpoint knows the classes {', '.join(old)}, the dataset has "

@@ -260,10 +260,14 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _study(args: argparse.Namespace) -> int:
+    from sptad_jax.files import to_path
     from sptad_jax.study import run_study
 
+    workdir = to_path(args.workdir, "--workdir")
+    if not isinstance(workdir, pathlib.Path):
+        raise UserError(f"--workdir {workdir}: a study reads the logs of its runs from a disk; give a folder.")
     return run_study(
-        args.base, args.tables.split(","), pathlib.Path(args.workdir), args.set, args.seeds,
+        args.base, args.tables.split(","), workdir, args.set, args.seeds,
         train_script=pathlib.Path(args.train_script), ablations=pathlib.Path(args.ablations),
         tables_only=args.tables_only,
     )  # fmt: skip

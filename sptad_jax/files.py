@@ -1,20 +1,63 @@
-"""Files that are written whole: under a temporary name, then renamed, so that no reader ever sees half of one."""
+"""Files that are written whole, so that no reader ever sees half of one, on a disk or in a bucket (gs://)."""
 
+import errno
 import json
 import os
 import pathlib
 import uuid
-from typing import Any
+from typing import Any, TypeAlias
+
+from etils import epath
+
+from sptad_jax.errors import UserError
+
+AnyPath: TypeAlias = pathlib.Path | epath.Path  # of a disk, or of a bucket
+
+_BUCKET = "gs://"
+
+
+def in_bucket(path: str | os.PathLike[str]) -> bool:
+    """Whether a path names objects of a bucket, which appear whole and cannot be appended to."""
+    return os.fspath(path).startswith(_BUCKET)
+
+
+def as_path(path: str | os.PathLike[str]) -> AnyPath:
+    """epath for a bucket, and for nothing else: it takes a folder /s3/... of the disk for a bucket too."""
+    return epath.Path(path) if in_bucket(path) else pathlib.Path(path)
+
+
+def to_path(name: str | os.PathLike[str], option: str) -> AnyPath:
+    """A path that a user gave as `option`: of a disk, or gs://BUCKET/...
+
+    Raises UserError for another kind of address, and where a bucket cannot be reached.
+    """
+    name = os.fspath(name)
+    if "://" in name and not in_bucket(name):
+        raise UserError(f"{option} {name}: only gs://BUCKET/... and folders are known; mount it as a folder.")
+    path = as_path(name)
+    if in_bucket(name):
+        try:
+            path.exists()
+        except Exception as error:  # of a package, of the network, of access rights: each raises its own
+            raise UserError(f"{option} {name}: cannot be reached ({type(error).__name__}: {error}); install the extra "
+                            "[gcs], name a bucket that exists and sign in to it, or give a folder.") from error
+    return path
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes `content`; an existing file stays untouched if that fails. Raises OSError."""
-    path = pathlib.Path(path)
+    target = as_path(path)
+    if in_bucket(target):
+        try:
+            target.write_bytes(content)
+        except Exception as error:  # of the network or the package: each raises its own
+            raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
+        return
     # not the process number: two machines that share the folder may have the same
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.write_bytes(content)
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise

@@ -8,6 +8,7 @@ import dataclasses
 import gzip
 import json
 import math
+import os
 import pathlib
 from collections.abc import Collection
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from sptad_jax.errors import UserError
+from sptad_jax.files import as_path
 
 AMBIGUOUS = "Ambiguous"
 
@@ -29,7 +31,7 @@ class Table:
     scores: np.ndarray  # [n] float64; empty for a ground truth
 
 
-def load_ground_truth(path: str | pathlib.Path) -> dict[str, Any]:
+def load_ground_truth(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads ActivityNet ground truth: {"database": {video: {"subset", "annotations": [{"segment", "label"}]}}}.
 
     `.json` or `.json.gz`; times may be numbers or numeric strings, as in AFSD's THUMOS14 file. The whole file is
@@ -41,7 +43,7 @@ def load_ground_truth(path: str | pathlib.Path) -> dict[str, Any]:
     return ground_truth
 
 
-def load_detections(path: str | pathlib.Path) -> dict[str, Any]:
+def load_detections(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads detections: {"results": {video: [{"label", "score", "segment": [start_sec, end_sec]}]}}.
 
     `.json` or `.json.gz`, checked whole. Raises UserError naming the file, video and field.
@@ -109,10 +111,10 @@ def leave_out(content: dict[str, Any], key: str, names: Collection[str]) -> dict
     return {**content, key: {name: value for name, value in content[key].items() if name not in names}}
 
 
-def _read_json(path: str | pathlib.Path) -> Any:
-    path = pathlib.Path(path)
+def _read_json(path: str | os.PathLike[str]) -> Any:
+    file = as_path(path)
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
         return json.loads(content.decode("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the path.") from None

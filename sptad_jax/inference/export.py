@@ -8,6 +8,7 @@ pytorch_i3d.py:121-138, 195-305). docs/torch_detector.py is a network that reads
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import sys
 from collections.abc import Iterable, Mapping
@@ -19,7 +20,7 @@ import numpy as np
 from sptad_jax import config as config_lib
 from sptad_jax.config import CHANNELS, Config
 from sptad_jax.errors import UserError
-from sptad_jax.files import write_bytes
+from sptad_jax.files import AnyPath, to_path, write_bytes
 from sptad_jax.models.pretrained import flatten, unflatten
 from sptad_jax.models.sptad import SPTAD
 
@@ -79,7 +80,7 @@ def read_detector(checkpoint: str | pathlib.Path) -> tuple[dict[str, Any], dict[
     As `load_for_inference` gives them. Raises UserError for every kind of damage, and where weights, config and class
     names do not belong together.
     """
-    path, where = pathlib.Path(checkpoint), f"--checkpoint {checkpoint}"
+    path, where = to_path(checkpoint, "--checkpoint"), f"--checkpoint {checkpoint}"
     if checkpoint == SHIPPED and not path.exists():
         path = pathlib.Path(__file__).with_name(f"{SHIPPED}.safetensors")
     variables, meta = read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path, where)
@@ -100,7 +101,7 @@ def read_detector(checkpoint: str | pathlib.Path) -> tuple[dict[str, Any], dict[
     return variables, meta
 
 
-def _read_checkpoint(path: pathlib.Path, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_checkpoint(path: AnyPath, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """As `load_for_inference`. Raises UserError for every kind of damage."""
     from sptad_jax.training.checkpoints import load_for_inference  # here, for Orbax takes seconds to import
 
@@ -121,7 +122,7 @@ def _read_checkpoint(path: pathlib.Path, where: str) -> tuple[dict[str, Any], di
     return found
 
 
-def read_safetensors(path: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The inverse of `write_safetensors` -> (variables as NumPy float32, meta), as `load_for_inference` gives them.
 
     PyTorch's counters `num_batches_tracked` are passed over. Raises UserError for a file that is absent, damaged or

@@ -5,6 +5,7 @@ and redundant detections, which overlapping windows produce, are suppressed by s
 """
 
 import json
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from sptad_jax.config import InferenceConfig
 from sptad_jax.errors import UserError
-from sptad_jax.files import write_text
+from sptad_jax.files import as_path, write_text
 from sptad_jax.inference.nms import box_decay, gaussian_decay, greedy_nms
 
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # score [n], segments_sec [n, 2], class index [n]
@@ -131,7 +132,7 @@ def load_external_scores(path: str | pathlib.Path) -> dict[str, dict[str, float]
 
 
 def write_detections(
-    path: str | pathlib.Path,
+    path: str | os.PathLike[str],
     results: Mapping[str, list[dict[str, Any]]],
     external_data: Mapping[str, Any] | None = None,
 ) -> None:
@@ -139,11 +140,10 @@ def write_detections(
 
     `results` maps a video's name to its list from `postprocess_video`. Raises UserError where `path` is not writable.
     """
-    path = pathlib.Path(path)
     content = {"version": "VERSION 1.3", "results": dict(results), "external_data": dict(external_data or {})}
     text = json.dumps(content, allow_nan=False)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        as_path(path).parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another path.") from None

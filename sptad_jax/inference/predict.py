@@ -1,7 +1,6 @@
 """3.2.2: windows -> last stage x clip probability -> detections of whole videos -> mAP."""
 
 import functools
-import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -18,7 +17,7 @@ from sptad_jax.data.pipeline import make_test_batches
 from sptad_jax.errors import UserError
 from sptad_jax.evaluation.average_precision import evaluate
 from sptad_jax.evaluation.files import load_ground_truth
-from sptad_jax.files import write_json
+from sptad_jax.files import AnyPath, write_json
 from sptad_jax.inference.postprocess import load_external_scores, postprocess_video, write_detections
 from sptad_jax.inference.sharing import SharedForward, join, run_batches
 from sptad_jax.models.conv3d import compiler_options
@@ -152,7 +151,7 @@ def windows_to_detections(
 
 
 def evaluate_state(
-    variables: dict[str, Any], dataset: Dataset, config: Config, workdir: pathlib.Path, forward: Forward | None = None
+    variables: dict[str, Any], dataset: Dataset, config: Config, workdir: AnyPath, forward: Forward | None = None
 ) -> dict[str, Any]:
     """Detects in every test video; writes detections.json and results.json into `workdir`; returns the results.
 

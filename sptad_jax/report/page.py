@@ -1,12 +1,12 @@
 """The report of a run and the report of `sptad detect`: one HTML file each, which needs nothing else to be read."""
 
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from sptad_jax.files import AnyPath, as_path
 from sptad_jax.report import comparison, diagnosis, overview, player, style
 from sptad_jax.report.records import detections_of, ground_truth_of, read_run
 from sptad_jax.report.style import text
@@ -16,7 +16,7 @@ _FRAMES = "rgb"  # stream that pictures are taken from
 _SHOWN_VIDEOS = 60  # of a detection report
 
 
-def write_report(workdir: str | os.PathLike[str], frames_of: FramesOf | None = None) -> pathlib.Path:
+def write_report(workdir: str | os.PathLike[str], frames_of: FramesOf | None = None) -> AnyPath:
     """Writes workdir/report/index.html from what the run has left so far, and returns its path.
 
     Reads config.json, metrics.jsonl, results.json, analysis.json, detections.json and run.json of `workdir`, and
@@ -27,8 +27,8 @@ def write_report(workdir: str | os.PathLike[str], frames_of: FramesOf | None = N
     Args:
       frames_of: (video name, times in seconds) -> uint8 frames [H, W, 3], one for each time; None: no pictures.
     """
-    workdir = pathlib.Path(workdir)
-    run = read_run(workdir)
+    folder = as_path(workdir)
+    run = read_run(folder)
     compared = comparison.compare(run)
     name = overview.dataset_name(run)
     parts = [
@@ -43,22 +43,22 @@ def write_report(workdir: str | os.PathLike[str], frames_of: FramesOf | None = N
         ("reproduce", "Reproduce", overview.reproduce(run)),
     ]
     document = style.page(
-        f"SP-TAD on {name}" if name else f"SP-TAD: {workdir.resolve().name}",
+        f"SP-TAD on {name}" if name else f"SP-TAD: {folder.resolve().name}",
         overview.subtitle(run),
         parts,
-        f"Run folder <b>{text(workdir.resolve().name)}</b>. SP-TAD: sparse proposals for end-to-end temporal action "
+        f"Run folder <b>{text(folder.resolve().name)}</b>. SP-TAD: sparse proposals for end-to-end temporal action "
         "detection (arXiv 2109.08847), in JAX.",
     )
-    return style.write_page(workdir / "report" / "index.html", document)
+    return style.write_page(folder / "report" / "index.html", document)
 
 
-def write_analysis_report(output_dir: str | os.PathLike[str], analysis: Mapping[str, Any]) -> pathlib.Path:
+def write_analysis_report(output_dir: str | os.PathLike[str], analysis: Mapping[str, Any]) -> AnyPath:
     """Writes output_dir/index.html with the content of analysis.json drawn, and returns its path."""
     subset = f"subset {text(analysis['subset'])}" if analysis["subset"] else "all videos"
     subtitle = (f"{subset}: {style.plural(analysis['num_ground_truth'], 'instance')}, "
                 f"{style.plural(analysis['num_detections'], 'detection')}")
     document = style.page("Error analysis", subtitle, diagnosis.sections(dict(analysis)), "")
-    return style.write_page(pathlib.Path(output_dir) / "index.html", document)
+    return style.write_page(as_path(output_dir) / "index.html", document)
 
 
 def dataset_frames(dataset: Any) -> FramesOf | None:
@@ -83,7 +83,7 @@ def write_detection_report(
     durations: Mapping[str, float] | None = None,
     ground_truth: Mapping[str, Any] | None = None,
     paths: Mapping[str, str | os.PathLike[str]] | None = None,
-) -> pathlib.Path:
+) -> AnyPath:
     """Writes output_dir/index.html with a player and a time line of each video, and returns its path.
 
     The page refers to the videos where they lie, relative to itself, and copies none of them.
@@ -96,7 +96,7 @@ def write_detection_report(
       ground_truth: an ActivityNet database, or video -> list of {"segment", "label"}; None where there is none.
       paths: video -> its file, for the player; a video that is not named has a time line alone.
     """
-    output_dir = pathlib.Path(output_dir)
+    folder = as_path(output_dir)
     found = detections_of(detections)
     truths, known = ground_truth_of((ground_truth or {}).get("database", ground_truth or {}))
     known |= {str(v): float(s) for v, s in (durations or {}).items()}
@@ -110,7 +110,7 @@ def write_detection_report(
     names = list(dict.fromkeys([*map(str, classes), *sorted({i.label for i in instances})]))
     inner = [player.filters(instances, names) if instances else ""]
     for video in shown:
-        source = player.source_url(paths[video], output_dir) if paths and video in paths else ""
+        source = player.source_url(paths[video], folder) if paths and video in paths else ""
         length = known.get(video, 0.0)
         inner.append(player.article(video, found[video], truths.get(video), length, names, strips, source))
     if len(found) > len(shown):
@@ -120,4 +120,4 @@ def write_detection_report(
               + comparison.legend(bool(truths))),
              ("videos", "Videos", "".join(inner) or style.empty("No video was given."))]
     document = style.page("Detected actions", "SP-TAD, temporal action detection", parts, "", player.script())
-    return style.write_page(output_dir / "index.html", document)
+    return style.write_page(folder / "index.html", document)

@@ -1,6 +1,6 @@
 """The page of `sptad inspect`: the architecture as a table, and where the proposals look."""
 
-import pathlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from sptad_jax import segments
+from sptad_jax.files import AnyPath, as_path
 from sptad_jax.report import style
 from sptad_jax.report.plots import COLOURS, INK, LINE, PAGE, SOFT, axes, styled, svg_of
 from sptad_jax.report.style import text
@@ -23,7 +24,7 @@ _LABEL = 22  # characters of a class name on an axis
 
 
 def write_inspection_report(
-    output_dir: str | pathlib.Path,
+    output_dir: str | os.PathLike[str],
     facts: Mapping[str, str],
     parts: Sequence["Part"],
     level_steps: Sequence[int],
@@ -31,7 +32,7 @@ def write_inspection_report(
     tracks: "Tracks | None",
     classes: Sequence[str],
     video: str = "",
-) -> pathlib.Path:
+) -> AnyPath:
     """Writes output_dir/index.html and returns its path.
 
     Args:
@@ -54,7 +55,7 @@ def write_inspection_report(
     total = parts[-1]
     subtitle = f"{total.parameters / 1e6:.2f} million parameters, {total.flops / 1e9:,.1f} GFLOP a window"
     document = style.page("Inside the detector", subtitle, sections, "")
-    return style.write_page(pathlib.Path(output_dir) / "index.html", document)
+    return style.write_page(as_path(output_dir) / "index.html", document)
 
 
 def _facts(facts: Mapping[str, str]) -> str:

@@ -3,12 +3,11 @@
 import base64
 import hashlib
 import html
-import pathlib
 import string
 from collections.abc import Sequence
 from typing import Any
 
-from sptad_jax.files import write_text
+from sptad_jax.files import AnyPath, write_text
 
 # Okabe and Ito's colour-blind safe colours without black and yellow (too faint on white); (light page, dark page).
 PALETTE = (
@@ -167,7 +166,7 @@ def _script_source(script: str) -> str:
     return f"; script-src 'sha256-{digest}'" if script else ""
 
 
-def write_page(path: pathlib.Path, document: str) -> pathlib.Path:
+def write_page(path: AnyPath, document: str) -> AnyPath:
     """Writes the document whole, in a folder that is made where it is missing, and returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, document)

@@ -7,7 +7,6 @@ the rest of a run bit for bit. `model` and `meta` alone are enough to detect.
 
 import contextlib
 import logging
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +17,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from sptad_jax.errors import UserError
+from sptad_jax.files import AnyPath, in_bucket
 from sptad_jax.training.distributed import LostProcess, is_main, say
 from sptad_jax.training.step import TrainState
 
@@ -37,8 +37,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     Raises UserError where the folder cannot be made or written.
     """
 
-    def __init__(self, directory: pathlib.Path, keep: int):
-        self.directory = directory.resolve()
+    def __init__(self, directory: AnyPath, keep: int):
+        self.directory = _absolute(directory)
         unfinished = sorted(path.name.split(".")[0] for path in self.directory.glob(f"*{UNFINISHED}*"))
         if unfinished:
             say(f"{self.directory}: the checkpoint of step {', '.join(unfinished)} was not written to its end and is "
@@ -173,7 +173,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             ) from error
 
 
-def load_for_inference(workdir: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_for_inference(workdir: AnyPath) -> tuple[dict[str, Any], dict[str, Any]]:
     """The newest checkpoint of a run -> (variables {"params", "batch_stats"} as NumPy arrays, meta).
 
     Averaged parameters are taken where the run kept them. `workdir` may be the run, its checkpoints folder, or one of
@@ -205,7 +205,7 @@ def load_for_inference(workdir: pathlib.Path) -> tuple[dict[str, Any], dict[str,
     return {"params": params, "batch_stats": model.get("batch_stats") or {}}, dict(restored.meta, step=step)
 
 
-def load_arrays(directory: pathlib.Path) -> dict[str, np.ndarray]:
+def load_arrays(directory: AnyPath) -> dict[str, np.ndarray]:
     """Every array of the newest checkpoint in a folder of checkpoints, of model and optimiser, by its path."""
     with _quiet(), _open_to_read(directory) as manager:
         step = manager.latest_step()
@@ -216,9 +216,14 @@ def load_arrays(directory: pathlib.Path) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
 
 
-def _open_to_read(directory: pathlib.Path) -> ocp.CheckpointManager:
+def _open_to_read(directory: AnyPath) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(read_only=True)
-    return ocp.CheckpointManager(directory.resolve(), options=options, item_handlers=_handlers())
+    return ocp.CheckpointManager(_absolute(directory), options=options, item_handlers=_handlers())
+
+
+def _absolute(directory: AnyPath) -> AnyPath:
+    """As Orbax wants it; the address of a bucket is one already, and `resolve` would take it for a folder."""
+    return directory if in_bucket(directory) else directory.resolve()
 
 
 def _handlers() -> dict[str, Any]:

@@ -1,15 +1,13 @@
 """Where numbers go: metrics.jsonl (one JSON object a line), TensorBoard events, and the terminal."""
 
 import json
-import os
-import pathlib
 import sys
 import time
 from typing import Any
 
 from tqdm import tqdm
 
-from sptad_jax.files import write_text
+from sptad_jax.files import AnyPath, in_bucket, write_text
 from sptad_jax.training.distributed import is_main, say
 
 
@@ -19,19 +17,24 @@ class MetricWriter:
     Of several processes the first one writes, the others' writers do nothing.
 
     Args:
-      workdir: folder of the run; receives metrics.jsonl and tensorboard/.
+      workdir: folder of the run; receives metrics.jsonl and tensorboard/. In a bucket nothing can be appended to: there
+        metrics.jsonl is written again with each line, and there are no TensorBoard events.
       first_step: step at which this process begins; later lines of an earlier process are removed.
     """
 
-    def __init__(self, workdir: pathlib.Path, first_step: int):
+    def __init__(self, workdir: AnyPath, first_step: int):
+        self._path, self._main = workdir / "metrics.jsonl", is_main()
         self._board: Any = None
-        self._kept: list[str] = []
-        if not is_main():
-            self._file = open(os.devnull, "w")  # noqa: SIM115 (closed by close)
+        self._file: Any = None
+        self._lines: list[str] = []  # of earlier processes, and in a bucket the new ones
+        if not self._main:
             return
-        path = workdir / "metrics.jsonl"
-        self._kept = _keep_lines_before(path, first_step) if path.exists() else []
-        self._file = open(path, "a", buffering=1)  # noqa: SIM115 (closed by close)
+        if self._path.exists():
+            self._lines = _keep_lines_before(self._path, first_step)
+        self._kept = set(self._lines)
+        if in_bucket(workdir):
+            return
+        self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 (closed by close)
         try:
             import tensorboardX
 
@@ -42,20 +45,25 @@ class MetricWriter:
     def write(self, step: int, values: dict[str, float]) -> None:
         """Appends one line {"step": step, **values}, unless an earlier process wrote just that."""
         line = json.dumps({"step": step, **values})
-        if line in self._kept:  # a finished run that is evaluated again
+        if not self._main or line in self._kept:  # kept: a finished run that is evaluated again
             return
-        self._file.write(line + "\n")
+        if self._file is None:
+            self._lines.append(line)
+            write_text(self._path, "".join(line + "\n" for line in self._lines))
+        else:
+            self._file.write(line + "\n")
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
 
 
-def _keep_lines_before(path: pathlib.Path, first_step: int) -> list[str]:
+def _keep_lines_before(path: AnyPath, first_step: int) -> list[str]:
     kept = []
     for line in path.read_text().splitlines():
         try:
