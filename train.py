@@ -31,8 +31,8 @@ from sptad_jax.evaluation.average_precision import format_row
 from sptad_jax.evaluation.files import load_detections, load_ground_truth
 from sptad_jax.files import AnyPath, to_path, write_bytes, write_json
 from sptad_jax.inference.predict import evaluate_state, make_forward
-from sptad_jax.models.conv3d import compiler_options
 from sptad_jax.models.pretrained import load_i3d
+from sptad_jax.program_cache import keep_programs
 from sptad_jax.report.page import dataset_frames, write_report
 from sptad_jax.training import distributed, loop, sharding
 from sptad_jax.training.checkpoints import Checkpoints
@@ -63,9 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         raise UserError(f"--workdir {workdir}: cannot write there ({error.strerror}); choose another.") from error
 
-    # A run that starts again need not compile again; only programs that call oneDNN cannot be kept, jax 0.12 warns.
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not compiler_options(config.model.compute_dtype):
-        jax.config.update("jax_compilation_cache_dir", str(workdir / "compilation_cache"))
+    keep_programs(workdir / "compilation_cache", config.model.compute_dtype)
 
     # --- Mesh ---
     mesh = sharding.make_mesh(config.train.batch_size)

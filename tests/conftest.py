@@ -57,6 +57,12 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "replace", fail)
 
 
+@pytest.fixture(autouse=True)
+def no_programs_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that a test calls keep their programs neither in the user's home nor for the next test."""
+    monkeypatch.setattr("sptad_jax.program_cache.user_folder", lambda: None)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests in which Orbax fails: what its threads and coroutines leave behind is collected with them, unwarned."""
     leftovers = ("PytestUnraisableExceptionWarning", "PytestUnhandledThreadExceptionWarning")

@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sptad_jax import load
+    from sptad_jax import load, program_cache
     from sptad_jax.data.video import read_frames_at
     from sptad_jax.evaluation.files import load_ground_truth
     from sptad_jax.inference import outputs
@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         outputs.check_folder(pathlib.Path(args.render), f"--render {args.render}")
     ground_truth = load_ground_truth(args.ground_truth) if args.ground_truth else None
     detector = load(args.checkpoint)
+    program_cache.keep_programs(program_cache.user_folder(), detector.config.model.compute_dtype)
     classes = _split(args.classes, detector.classes) if args.classes else None
     check_classes(classes, detector.classes)
 
