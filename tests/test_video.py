@@ -1,5 +1,7 @@
 """Decoding against videos whose frames tell their own number."""
 
+import threading
+
 import av
 import cv2
 import numpy as np
@@ -236,3 +238,28 @@ def test_stated_duration(tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     assert stated_duration(tmp_path / "a.mp4") == pytest.approx(2.5)
     assert [stated_duration(tmp_path / name) for name in ("text.mp4", "absent.mp4", ".")] == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("count", [0, 1, video_module.AHEAD, 3 * video_module.AHEAD])
+def test_reading_ahead_changes_nothing(count):
+    """Items lost, doubled or out of order at the end; an error that comes before the good items, or never."""
+
+    def items():
+        yield from range(count)
+        raise UserError("cut short")
+
+    assert list(video_module._ahead(iter(range(count)))) == list(range(count))
+    found = []
+    with pytest.raises(UserError, match="cut short"):
+        for item in video_module._ahead(items()):
+            found.append(item)
+    assert found == list(range(count))
+
+
+def test_reading_ahead_is_bounded_and_ends():
+    """A film of hours decoded into memory while its first picture is used; a thread that outlives its reader."""
+    made, before = [], threading.active_count()
+    reader = video_module._ahead(made.append(i) or i for i in range(1000))
+    assert next(reader) == 0
+    reader.close()
+    assert len(made) <= video_module.AHEAD + 1 and threading.active_count() == before

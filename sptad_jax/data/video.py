@@ -1,11 +1,14 @@
 """Video files to uint8 frames at a fixed rate, and back."""
 
+import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
+from typing import Any
 
 import av
 import cv2
@@ -17,6 +20,7 @@ from sptad_jax.errors import UserError
 TIME_TOLERANCE_SEC = 1e-3  # Matroska and WebM round time stamps to milliseconds
 TRUNCATED_SHARE = 0.9  # a file that ends before this share of its stated duration is broken
 MAX_GAP_SEC = 600.0  # a picture that stands longer comes from damaged time stamps; it would be repeated without end
+AHEAD = 4  # pictures that are decoded while one is used
 # names of video files in a folder; a file that is named itself may end in anything
 ENDINGS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".gif")
 # Formats whose planes can be resized one by one -> that of planes of equal size (j: bytes use the full range).
@@ -36,7 +40,7 @@ class DecodedVideo:
 
 
 class FrameReader:
-    """Iterates, once, over a video's frames at a fixed rate: uint8 RGB [size, size, 3], one in memory at a time.
+    """Iterates, once, over a video's frames at a fixed rate: uint8 RGB [size, size, 3], a few in memory at a time.
 
     Frame i is the last source frame whose time stamp is not after i / fps (to the millisecond), times counted from the
     first frame; so a slow source repeats frames and a fast one skips some. The aspect ratio is ignored, as AFSD does
@@ -69,27 +73,31 @@ class FrameReader:
         if self.max_frames:
             source_fps, duration_sec = _measure(self.path)
             self.fps = min(source_fps, self.max_frames / duration_sec)
+        for frame, count in _ahead(self._choose()):
+            with _explain(self.path):
+                image = _to_square(frame, self.size, self._reformatter)
+            for _ in range(count):
+                yield image
+
+    def _choose(self) -> Iterator[tuple[av.VideoFrame, int]]:
+        """The source frames that are taken, and how many times each is."""
         taken = 0
         latest: av.VideoFrame | None = None
         self.source_frames = 0
         for start_sec, end_sec, frame in _decode(self.path, self.threads):
-            if latest is not None:
-                for image in self._repeat(latest, start_sec, taken):
-                    taken += 1
-                    yield image
+            if latest is not None and (count := self._count_before(start_sec) - taken) > 0:
+                taken += count
+                yield latest, count
             latest, self.duration_sec = frame, end_sec
             self.source_frames += 1
         assert latest is not None  # `_decode` refuses a file without frames
-        yield from self._repeat(latest, max(self.duration_sec, 2 * TIME_TOLERANCE_SEC), taken)
+        if (count := self._count_before(max(self.duration_sec, 2 * TIME_TOLERANCE_SEC)) - taken) > 0:
+            yield latest, count
 
-    def _repeat(self, frame: av.VideoFrame, until_sec: float, taken: int) -> list[np.ndarray]:
-        """`frame` for every sampling time before `until_sec` that none of the `taken` frames serves."""
-        count = math.ceil((until_sec - TIME_TOLERANCE_SEC) * self.fps)
-        count = (min(count, self.max_frames) if self.max_frames else count) - taken
-        if count <= 0:
-            return []
-        with _explain(self.path):
-            return [_to_square(frame, self.size, self._reformatter)] * count
+    def _count_before(self, end_sec: float) -> int:
+        """How many sampling times lie before `end_sec`."""
+        count = math.ceil((end_sec - TIME_TOLERANCE_SEC) * self.fps)
+        return min(count, self.max_frames) if self.max_frames else count
 
 
 def decode_video(
@@ -205,6 +213,16 @@ def _decode(path: str | os.PathLike[str], threads: int) -> Iterator[tuple[float,
     if end_sec < TRUNCATED_SHARE * stated_sec:
         raise UserError(f"{path}: ends after {end_sec:.1f} s although it states {stated_sec:.1f} s; the file is cut "
                         "short, obtain it again.")
+
+
+def _ahead(items: Iterator[Any]) -> Iterator[Any]:
+    """The same items; a thread makes the next ones while one is used: FFmpeg and OpenCV let go of Python's lock."""
+    end = object()
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        waiting = collections.deque(thread.submit(next, items, end) for _ in range(AHEAD))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(thread.submit(next, items, end))
+            yield item
 
 
 @contextlib.contextmanager
