@@ -54,15 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # --- Config ---
     config = config_lib.load_config(args.config, args.set)
-    workdir = to_path(args.workdir, "--workdir")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".probe-{uuid.uuid4().hex}"
-        write_bytes(probe, b"probe")
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"--workdir {workdir}: cannot write there ({error.strerror}); choose another.") from error
-
+    workdir = _open_workdir(args.workdir)
     keep_programs(workdir / "compilation_cache", config.model.compute_dtype)
 
     # --- Mesh ---
@@ -165,6 +157,19 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     if not args.multihost and (args.coordinator, args.num_processes, args.process_id) != (None, None, None):
         parser.error("--coordinator, --num-processes and --process-id belong to --multihost")
     return args
+
+
+def _open_workdir(name: str) -> AnyPath:
+    """The folder of the run, made when missing. Raises UserError where nothing can be written there."""
+    workdir = to_path(name, "--workdir")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / f".probe-{uuid.uuid4().hex}"
+        write_bytes(probe, b"")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"--workdir {workdir}: cannot write there ({error.strerror}); choose another.") from error
+    return workdir
 
 
 def _load_backbones(variables: dict[str, Any], config: config_lib.Config) -> None:

@@ -44,6 +44,17 @@ def to_path(name: str | os.PathLike[str], option: str) -> AnyPath:
     return path
 
 
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The content of a file. Raises OSError, whatever a bucket raises."""
+    target = as_path(path)
+    try:
+        return target.read_bytes()
+    except OSError:
+        raise
+    except Exception as error:  # of the network or the package: each raises its own
+        raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
+
+
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes `content`; an existing file stays untouched if that fails. Raises OSError."""
     target = as_path(path)

@@ -17,6 +17,7 @@ from sptad_jax.files import to_path, write_bytes, write_json
 from sptad_jax.inference.export import read_detector
 from sptad_jax.inference.postprocess import write_detections
 from sptad_jax.report.page import write_report
+from sptad_jax.training import checkpoints
 from sptad_jax.training.metrics import MetricWriter
 
 
@@ -94,6 +95,26 @@ def test_detections_and_report_in_a_bucket(bucket):
     page = write_report(folder)
     assert page == folder / "report" / "index.html" and "1234567" in page.read_text()
     assert not os.path.exists("gs:")
+
+
+def test_folder_of_checkpoints_in_a_bucket(tmp_path, monkeypatch):
+    """`resolve`, which makes gs://runs a folder of the disk; TensorStore, which writes there, is not faked."""
+    monkeypatch.chdir(tmp_path)
+    assert os.fspath(checkpoints._absolute(epath.Path("gs://runs/a"))) == "gs://runs/a"
+    assert checkpoints._absolute(pathlib.Path("a")) == tmp_path / "a"
+
+
+def test_file_of_detections_out_of_reach(monkeypatch, capsys):
+    """A traceback of `sptad evaluate` where gcsfs is missing."""
+
+    def fail(path):
+        raise ImportError("install gcsfs")
+
+    monkeypatch.setattr(backend.fsspec_backend, "fs", fail)
+    monkeypatch.setattr("etils.epath.gpath._is_tf_installed", lambda: False)
+    assert cli.main(["evaluate", "--ground-truth", "gs://runs/gt.json", "--detections", "gs://runs/d.json"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: gs://runs/gt.json: cannot be read") and "install gcsfs" in line
 
 
 def test_only_known_addresses_are_taken(tmp_path):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sptad_jax.errors import UserError
-from sptad_jax.files import as_path
+from sptad_jax.files import read_bytes
 
 AMBIGUOUS = "Ambiguous"
 
@@ -112,9 +112,9 @@ def leave_out(content: dict[str, Any], key: str, names: Collection[str]) -> dict
 
 
 def _read_json(path: str | os.PathLike[str]) -> Any:
-    file = as_path(path)
     try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        content = read_bytes(path)
+        content = gzip.decompress(content) if os.fspath(path).endswith(".gz") else content
         return json.loads(content.decode("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the path.") from None

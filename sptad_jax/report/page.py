@@ -1,6 +1,7 @@
 """The report of a run and the report of `sptad detect`: one HTML file each, which needs nothing else to be read."""
 
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,13 +53,13 @@ def write_report(workdir: str | os.PathLike[str], frames_of: FramesOf | None = N
     return style.write_page(folder / "report" / "index.html", document)
 
 
-def write_analysis_report(output_dir: str | os.PathLike[str], analysis: Mapping[str, Any]) -> AnyPath:
+def write_analysis_report(output_dir: str | os.PathLike[str], analysis: Mapping[str, Any]) -> pathlib.Path:
     """Writes output_dir/index.html with the content of analysis.json drawn, and returns its path."""
     subset = f"subset {text(analysis['subset'])}" if analysis["subset"] else "all videos"
     subtitle = (f"{subset}: {style.plural(analysis['num_ground_truth'], 'instance')}, "
                 f"{style.plural(analysis['num_detections'], 'detection')}")
     document = style.page("Error analysis", subtitle, diagnosis.sections(dict(analysis)), "")
-    return style.write_page(as_path(output_dir) / "index.html", document)
+    return style.write_page(pathlib.Path(output_dir) / "index.html", document)
 
 
 def dataset_frames(dataset: Any) -> FramesOf | None:
@@ -83,7 +84,7 @@ def write_detection_report(
     durations: Mapping[str, float] | None = None,
     ground_truth: Mapping[str, Any] | None = None,
     paths: Mapping[str, str | os.PathLike[str]] | None = None,
-) -> AnyPath:
+) -> pathlib.Path:
     """Writes output_dir/index.html with a player and a time line of each video, and returns its path.
 
     The page refers to the videos where they lie, relative to itself, and copies none of them.
@@ -96,7 +97,7 @@ def write_detection_report(
       ground_truth: an ActivityNet database, or video -> list of {"segment", "label"}; None where there is none.
       paths: video -> its file, for the player; a video that is not named has a time line alone.
     """
-    folder = as_path(output_dir)
+    output_dir = pathlib.Path(output_dir)
     found = detections_of(detections)
     truths, known = ground_truth_of((ground_truth or {}).get("database", ground_truth or {}))
     known |= {str(v): float(s) for v, s in (durations or {}).items()}
@@ -110,7 +111,7 @@ def write_detection_report(
     names = list(dict.fromkeys([*map(str, classes), *sorted({i.label for i in instances})]))
     inner = [player.filters(instances, names) if instances else ""]
     for video in shown:
-        source = player.source_url(paths[video], folder) if paths and video in paths else ""
+        source = player.source_url(paths[video], output_dir) if paths and video in paths else ""
         length = known.get(video, 0.0)
         inner.append(player.article(video, found[video], truths.get(video), length, names, strips, source))
     if len(found) > len(shown):
@@ -120,4 +121,4 @@ def write_detection_report(
               + comparison.legend(bool(truths))),
              ("videos", "Videos", "".join(inner) or style.empty("No video was given."))]
     document = style.page("Detected actions", "SP-TAD, temporal action detection", parts, "", player.script())
-    return style.write_page(folder / "index.html", document)
+    return style.write_page(output_dir / "index.html", document)

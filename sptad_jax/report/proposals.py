@@ -1,6 +1,6 @@
 """The page of `sptad inspect`: the architecture as a table, and where the proposals look."""
 
-import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from sptad_jax import segments
-from sptad_jax.files import AnyPath, as_path
 from sptad_jax.report import style
 from sptad_jax.report.plots import COLOURS, INK, LINE, PAGE, SOFT, axes, styled, svg_of
 from sptad_jax.report.style import text
@@ -24,7 +23,7 @@ _LABEL = 22  # characters of a class name on an axis
 
 
 def write_inspection_report(
-    output_dir: str | os.PathLike[str],
+    output_dir: str | pathlib.Path,
     facts: Mapping[str, str],
     parts: Sequence["Part"],
     level_steps: Sequence[int],
@@ -32,7 +31,7 @@ def write_inspection_report(
     tracks: "Tracks | None",
     classes: Sequence[str],
     video: str = "",
-) -> AnyPath:
+) -> pathlib.Path:
     """Writes output_dir/index.html and returns its path.
 
     Args:
@@ -55,7 +54,7 @@ def write_inspection_report(
     total = parts[-1]
     subtitle = f"{total.parameters / 1e6:.2f} million parameters, {total.flops / 1e9:,.1f} GFLOP a window"
     document = style.page("Inside the detector", subtitle, sections, "")
-    return style.write_page(as_path(output_dir) / "index.html", document)
+    return style.write_page(pathlib.Path(output_dir) / "index.html", document)
 
 
 def _facts(facts: Mapping[str, str]) -> str:

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+import pathlib
 import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeGuard
 
-from sptad_jax.files import AnyPath, as_path
+from sptad_jax.files import AnyPath, read_bytes
 
 
 class Instance(NamedTuple):
@@ -54,8 +55,8 @@ def read_run(workdir: AnyPath) -> Run:
     run.subset = str(run.results.get("subset", run.option("data", "test_subset")) or "")
     folder = run.option("data", "dataset_dir")
     if isinstance(folder, str) and folder:
-        run.dataset = _read_json(as_path(folder) / "dataset.json", run, None)
-        found = _read_json(as_path(folder) / "ground_truth.json", run, "so nothing is compared with ground truth")
+        run.dataset = _read_json(pathlib.Path(folder) / "dataset.json", run, None)
+        found = _read_json(pathlib.Path(folder) / "ground_truth.json", run, "so nothing is compared with ground truth")
         database = found.get("database")
         run.database = database if isinstance(database, dict) else {}
     run.ground_truth, run.durations_sec = ground_truth_of(run.database, run.subset)
@@ -122,7 +123,7 @@ def is_number(value: Any) -> TypeGuard[int | float]:
 def _read_json(path: AnyPath, run: Run, consequence: str | None) -> dict[str, Any]:
     """The object in a JSON file, or {} with a notice; `consequence` None: the file may be absent silently."""
     try:
-        value = json.loads(path.read_bytes().decode("utf-8"))
+        value = json.loads(read_bytes(path).decode("utf-8"))
     except FileNotFoundError:
         if consequence is not None:
             run.notices.append(f"{path.name} is not there, {consequence}.")
@@ -139,7 +140,7 @@ def _read_json(path: AnyPath, run: Run, consequence: str | None) -> dict[str, An
 def _read_metrics(path: AnyPath, run: Run) -> None:
     """Splits metrics.jsonl into training and evaluation lines; of a step that is logged twice the last line counts."""
     try:
-        text = path.read_bytes().decode("utf-8", errors="replace")
+        text = read_bytes(path).decode("utf-8", errors="replace")
     except OSError:
         run.notices.append("metrics.jsonl is not there, so training is not drawn.")
         return

@@ -5,9 +5,11 @@ import hashlib
 import html
 import string
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from sptad_jax.files import AnyPath, write_text
+
+_Path = TypeVar("_Path", bound=AnyPath)
 
 # Okabe and Ito's colour-blind safe colours without black and yellow (too faint on white); (light page, dark page).
 PALETTE = (
@@ -166,7 +168,7 @@ def _script_source(script: str) -> str:
     return f"; script-src 'sha256-{digest}'" if script else ""
 
 
-def write_page(path: AnyPath, document: str) -> AnyPath:
+def write_page(path: _Path, document: str) -> _Path:
     """Writes the document whole, in a folder that is made where it is missing, and returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, document)

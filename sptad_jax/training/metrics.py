@@ -24,15 +24,11 @@ class MetricWriter:
 
     def __init__(self, workdir: AnyPath, first_step: int):
         self._path, self._main = workdir / "metrics.jsonl", is_main()
-        self._board: Any = None
+        self._lines = _keep_lines_before(self._path, first_step) if self._main and self._path.exists() else []
+        self._kept = frozenset(self._lines)  # of earlier processes; the lines get those of this one, in a bucket
         self._file: Any = None
-        self._lines: list[str] = []  # of earlier processes, and in a bucket the new ones
-        if not self._main:
-            return
-        if self._path.exists():
-            self._lines = _keep_lines_before(self._path, first_step)
-        self._kept = set(self._lines)
-        if in_bucket(workdir):
+        self._board: Any = None
+        if not self._main or in_bucket(workdir):
             return
         self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 (closed by close)
         try:
