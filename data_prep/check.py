@@ -6,7 +6,6 @@
 import argparse
 import collections
 import functools
-import hashlib
 import math
 import pathlib
 import re
@@ -14,19 +13,15 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-import tensorflow_datasets as tfds
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 from tqdm import tqdm
 
-from data_prep.contact_sheet import draw_contact_sheet, pick_evenly, shorten
+from data_prep.check_files import AGAIN, check_files, check_records, num_records, reason
+from data_prep.contact_sheet import draw_contact_sheet, pick_evenly
 from data_prep.duration_chart import draw_durations
-from sptad_jax.config import CHANNELS
 from sptad_jax.data.annotations import load_annotations
-from sptad_jax.data.datasets import GROUND_TRUTH_FILE, INFO_FILE, RECORDS_DIR, Dataset, open_dataset
+from sptad_jax.data.datasets import GROUND_TRUTH_FILE, INFO_FILE, Dataset, open_dataset
 from sptad_jax.errors import UserError, report_errors
 
-AGAIN = "copy it again from where it was made, or delete the folder and prepare it again"
 _FIELDS = {"frame_size": int, "chunk_frames": int, "streams": list, "classes": list, "subsets": dict,
            "hours": (int, float), "bytes": int, "checksums": dict}
 
@@ -53,7 +48,7 @@ def check_dataset(dataset: Dataset, quick: bool = False) -> list[str]:
             raise UserError(f"{where}: video '{video.name}' has a frame count, rate or time that is no number, or not "
                             f"positive; {AGAIN}.")
     return [*_check_counts(dataset), *_check_segments(dataset), *_check_ground_truth(dataset),
-            *_check_files(dataset, quick), *_check_records(dataset, quick)]
+            *check_files(dataset, quick), *check_records(dataset, quick)]
 
 
 def _check_counts(dataset: Dataset) -> Iterator[str]:
@@ -73,8 +68,8 @@ def _check_counts(dataset: Dataset) -> Iterator[str]:
             if video.first_record != next_record:
                 yield (f"{where}: video '{video.name}' states first_record {video.first_record}, but the videos before "
                        f"it in '{subset}' have {next_record} records; {AGAIN}.")
-            next_record = video.first_record + _num_records(dataset, video.num_frames)
-        have = {"num_videos": len(videos), "num_records": sum(_num_records(dataset, v.num_frames) for v in videos)}
+            next_record = video.first_record + num_records(dataset, video.num_frames)
+        have = {"num_videos": len(videos), "num_records": sum(num_records(dataset, v.num_frames) for v in videos)}
         for field, number in have.items():
             if stated.get(field) != number:
                 yield (f"{where}: subset '{subset}' states {field} {stated.get(field)}, its videos make {number}; "
@@ -125,109 +120,6 @@ def _check_ground_truth(dataset: Dataset) -> Iterator[str]:
             yield f"{path}: video '{name}' has another subset or duration than in {INFO_FILE}; {AGAIN}."
 
 
-def _check_files(dataset: Dataset, quick: bool) -> Iterator[str]:
-    """The files of the manifest: presence, size in all, SHA-256, and none beside them."""
-    where, checksums = dataset.path / INFO_FILE, dataset.info["checksums"]
-    records = pathlib.PurePath(RECORDS_DIR)
-    present = {path.relative_to(dataset.path).as_posix() for path in (dataset.path / records).glob("*array_record*")}
-    missing = [name for name in checksums if not (dataset.path / name).is_file()]
-    yield from (f"{dataset.path / name}: the file is missing; {AGAIN}." for name in missing)
-    yield from (f"{dataset.path / name}: {INFO_FILE} does not list this file; delete it."
-                for name in sorted(present - checksums.keys()))
-    if GROUND_TRUTH_FILE not in checksums:
-        yield f"{where}: 'checksums' lacks {GROUND_TRUTH_FILE}; {AGAIN}."
-    size = sum((dataset.path / name).stat().st_size for name in present)
-    if not missing and size != dataset.info["bytes"]:
-        yield f"{where}: states {dataset.info['bytes']} bytes of record files, they have {size}; {AGAIN}."
-    if quick:
-        return
-    for name in tqdm(sorted(checksums.keys() - set(missing)), desc="checksums", unit="file", disable=None):
-        try:
-            with open(dataset.path / name, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            yield f"{dataset.path / name}: the file cannot be read ({error.strerror}); {AGAIN}."
-            continue
-        if digest != checksums[name]:
-            yield f"{dataset.path / name}: its content has changed since it was written (SHA-256); {AGAIN}."
-
-
-def _num_records(dataset: Dataset, num_frames: int) -> int:
-    return -(-num_frames // dataset.info["chunk_frames"])
-
-
-def _check_records(dataset: Dataset, quick: bool) -> Iterator[str]:
-    """Each record file of each subset: number of records and, unless `quick`, what every record holds."""
-    folder = dataset.path / RECORDS_DIR
-    try:
-        builder = tfds.builder_from_directory(str(folder))
-        splits = {name: (split.filepaths, split.shard_lengths) for name, split in builder.info.splits.items()}
-    except Exception as error:  # whatever TFDS raises for damaged files of its own is the finding
-        yield f"{folder}: TFDS' description of the records cannot be read ({_reason(error)}); {AGAIN}."
-        return
-    for subset in dataset.info["subsets"]:
-        expected = [(video.name, chunk, min(dataset.info["chunk_frames"], video.num_frames - begin))
-                    for video in dataset.videos if video.subset == subset
-                    for chunk, begin in enumerate(range(0, video.num_frames, dataset.info["chunk_frames"]))]
-        paths, lengths = splits.get(subset, ([], []))
-        if sum(lengths) != len(expected):
-            yield f"{folder}: subset '{subset}' has {sum(lengths)} records, its videos make {len(expected)}; {AGAIN}."
-        begin = 0
-        with tqdm(total=sum(lengths), unit="record", desc=f"records of {subset}", disable=None) as bar:
-            for path, length in zip(paths, lengths):
-                part = expected[begin:begin + length]
-                begin += length
-                yield from _check_file(pathlib.Path(path), length, part, dataset, builder.info.features, quick, bar)
-
-
-def _check_file(
-    path: pathlib.Path, length: int, expected: list[tuple[str, int, int]], dataset: Dataset, features: Any, quick: bool,
-    bar: "tqdm[Any]",
-) -> Iterator[str]:
-    """One record file; of several bad records of a video the first is told, with the number of the others."""
-    if not path.is_file():
-        return  # told as missing already
-    try:
-        source = ArrayRecordDataSource([str(path)])
-    except Exception as error:  # array_record has no exceptions of its own
-        yield f"{path}: the file cannot be opened ({_reason(error)}); {AGAIN}."
-        return
-    if len(source) != length:
-        yield f"{path}: the file has {len(source)} records instead of {length}; {AGAIN}."
-    if quick:
-        return
-    found: dict[str, list[str]] = {}
-    with source:
-        for number, (name, chunk, num_frames) in zip(range(len(source)), expected):
-            try:
-                record = features.deserialize_example_np(source[number])
-                problem = _describe_misfit(record, name, chunk, num_frames, dataset)
-            except Exception as error:  # a damaged record can raise anything
-                problem = f"cannot be read ({_reason(error)})"
-            if problem:
-                found.setdefault(name, []).append(f"record {number} (video '{name}', chunk {chunk}) {problem}")
-            bar.update()
-    for problems in found.values():
-        more = f", and {len(problems) - 1} more of this video" if len(problems) > 1 else ""
-        yield f"{path}: {problems[0]}{more}; {AGAIN}."
-
-
-def _describe_misfit(record: dict[str, Any], name: str, chunk: int, num_frames: int, dataset: Dataset) -> str:
-    """What is wrong with a record, or ""."""
-    if (record["video"].decode(), int(record["chunk"])) != (name, chunk):
-        return f"belongs to video '{record['video'].decode()}', chunk {int(record['chunk'])}"
-    for stream in dataset.streams:
-        shape = (num_frames, dataset.frame_size, dataset.frame_size, CHANNELS[stream])
-        if record[stream].shape != shape or record[stream].dtype != np.uint8:
-            have = " x ".join(map(str, record[stream].shape))
-            return f"has {stream} of {have}, not {' x '.join(map(str, shape))} bytes"
-    return ""
-
-
-def _reason(error: Exception) -> str:
-    return shorten(str(error) or type(error).__name__, 120)
-
-
 def draw_pictures(dataset: Dataset, output: pathlib.Path, num_videos: int) -> tuple[list[pathlib.Path], list[str]]:
     """Writes durations.png and a contact sheet for each of `num_videos` videos into the folder `output`.
 
@@ -252,7 +144,7 @@ def draw_pictures(dataset: Dataset, output: pathlib.Path, num_videos: int) -> tu
             raise UserError(f"{output / name}: cannot be written ({error.strerror}); choose another --output."
                             ) from None
         except Exception as error:  # of a damaged dataset; what the checks found explains it
-            problems.append(f"{output / name}: the picture cannot be drawn ({_reason(error)}).")
+            problems.append(f"{output / name}: the picture cannot be drawn ({reason(error)}).")
     return paths, problems
 
 
