@@ -2,11 +2,11 @@
 
     make demo
 
-Hardware: 2 cores, 6 GB. Time: with 4 epochs 11.8 minutes on two quiet cores of an Intel Xeon, with install, rendering
-and report, so about 14 with 5 (not measured); 24 on an AMD EPYC without AVX-512, shared with other work.
-Average mAP@[.3:.7] on the held-out videos (measured, Python 3.11): 79.1 with seed 0; by class 0.52 (swell) to 0.99;
-72.4 with seed 1 and its videos (Python 3.12). The clip probability is not multiplied in: after 4 epochs it took 4.5
-points away.
+Hardware: 2 cores, 6 GB. Time, with install, rendering and report (measured): 18.5 minutes on two quiet cores of an AMD
+EPYC without AVX-512, Python 3.12; 4 epochs took 11.8 on an Intel Xeon, so 5 should take about 14 there.
+Average mAP@[.3:.7] on the held-out videos (measured): 79.1 with seed 0 on Python 3.11, by class 0.52 (swell) to 0.99,
+and 79.2 on 3.12; 72.4 with seed 1 and its videos (3.12). The clip probability is not multiplied in: after 4 epochs it
+took 4.5 points away.
 """
 
 from sptad_jax.config import (
