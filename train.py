@@ -23,6 +23,7 @@ import absl.flags
 import jax
 
 from sptad_jax import config as config_lib
+from sptad_jax import launch
 from sptad_jax.data.datasets import open_dataset
 from sptad_jax.data.pipeline import make_training_batches
 from sptad_jax.errors import UserError, report_errors
@@ -49,8 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     start = time.time()
 
     # --- Processes ---
-    if args.multihost:
-        distributed.start(args.coordinator, args.num_processes, args.process_id)
+    launch.join(args)
 
     # --- Config ---
     config = config_lib.load_config(args.config, args.set)
@@ -147,16 +147,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--workdir", required=True, help="folder of this run; an existing one is resumed")
     parser.add_argument("--set", action="append", default=[], metavar="GROUP.FIELD=VALUE", help="change one option")
     parser.add_argument("--evaluate-only", action="store_true", help="evaluate the newest checkpoint")
-    parser.add_argument("--multihost", action="store_true", help="one of several processes that train together")
-    alone = "with --multihost, where JAX cannot find it out itself: "
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help=alone + "where process 0 listens")
-    parser.add_argument("--num-processes", type=int, help=alone + "how many there are")
-    parser.add_argument("--process-id", type=int, help=alone + "which one this is, from 0")
+    launch.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks of input errors")
-    args = parser.parse_args(argv)
-    if not args.multihost and (args.coordinator, args.num_processes, args.process_id) != (None, None, None):
-        parser.error("--coordinator, --num-processes and --process-id belong to --multihost")
-    return args
+    return parser.parse_args(argv)
 
 
 def _open_workdir(name: str) -> AnyPath:
@@ -207,4 +200,4 @@ def _describe_run(state, seconds: float) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    distributed.leave(main)
+    launch.leave(main)

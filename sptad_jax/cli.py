@@ -4,11 +4,10 @@ import argparse
 import functools
 import importlib.metadata
 import pathlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
-from sptad_jax import __version__
+from sptad_jax import __version__, launch
 from sptad_jax.errors import UserError, report_errors
 from sptad_jax.evaluation.thumos_official import TEST_SETS
 from sptad_jax.inference import command
@@ -273,5 +272,10 @@ def _study(args: argparse.Namespace) -> int:
     )  # fmt: skip
 
 
+def program() -> None:
+    """The command, as a program of its own."""
+    launch.leave(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -15,7 +15,7 @@ PROGRAM = """
 import os, signal, sys, time, train
 from sptad_jax.data.pipeline import TrainingBatches
 from sptad_jax.errors import UserError
-from sptad_jax.training import distributed
+from sptad_jax import launch
 draw = TrainingBatches.__next__
 def slow(self):
     time.sleep(0.2)
@@ -25,7 +25,7 @@ def slow(self):
         os.kill(os.getpid(), getattr(signal, os.environ["EVENT"]))
     return draw(self)
 TrainingBatches.__next__ = slow
-distributed.leave(train.main)
+launch.leave(train.main)
 """
 
 

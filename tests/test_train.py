@@ -245,9 +245,7 @@ def test_refused_paths(config, tmp_path, capsys):
 def test_options_of_multihost(config, tmp_path, capsys, monkeypatch):
     """Options that are read by nobody without --multihost; a job that waits for ever for processes that nobody named,
     or a traceback from inside JAX."""
-    with pytest.raises(SystemExit):
-        start(config, tmp_path, "--process-id", "0")
-    assert "belong to --multihost" in capsys.readouterr().err
+    assert "belong to --multihost" in refused(capsys, start(config, tmp_path, "--process-id", "0"))
     asked = []
 
     def initialize(*arguments, **options):

@@ -9,10 +9,11 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
+from sptad_jax import launch
 from sptad_jax.errors import UserError
 
 if TYPE_CHECKING:  # NumPy, JAX and FFmpeg are loaded when the command runs
@@ -25,8 +26,10 @@ HELP = """Finds actions in video files of any length with a trained checkpoint.
   sptad detect videos/ a.mkv --checkpoint runs/demo --output detections.json --output detections.csv
   sptad detect my.mp4 --checkpoint runs/demo --output my.vtt --threshold 0.3 --top-k 20 --classes "run,long jump"
   sptad detect my.mp4 --checkpoint runs/demo --render labelled --report runs/demo/detections
+  srun sptad detect videos/ --checkpoint runs/demo --output detections.json --multihost
 
-Exit code 2 where a file could not be read; the others are still done.
+Exit code 2 where a file could not be read; the others are still done. With --multihost the videos are spread over all
+processes, and each video over the devices of one; the first process writes the tables and the page of all of them.
 """
 SHOWN_SCORE = 0.1  # least score of what is printed, subtitled and drawn, where --threshold says nothing
 LOG_SECONDS = 30.0  # between lines of progress where there is no terminal
@@ -50,17 +53,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help=f"leave out lower scores; default: {SHOWN_SCORE} for what is printed, subtitled and "
                              "drawn, none for .json, .csv and the report")  # fmt: skip
     parser.add_argument("--top-k", type=int, metavar="K", help="the best K detections of each video alone")
+    launch.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    _check_options(args)
+    launch.join(args)
     from sptad_jax import load, program_cache
     from sptad_jax.data.video import read_frames_at
     from sptad_jax.evaluation.files import load_ground_truth
     from sptad_jax.inference import outputs
     from sptad_jax.inference.detect import check_classes
     from sptad_jax.report.page import write_detection_report
+    from sptad_jax.training import distributed
 
-    _check_options(args)
+    # One list for all, as the first process sees the folders. To meet here also connects the processes: at their first
+    # collective on a CPU they wait half a minute for each other, later on as long as it takes.
+    videos = [_Video(*fields) for fields in distributed.gather(_list_videos(args.videos))[0]]
     for output in args.output:
         outputs.check_output(output)
     if args.render:
@@ -71,74 +80,129 @@ def run(args: argparse.Namespace) -> int:
     classes = _split(args.classes, detector.classes) if args.classes else None
     check_classes(classes, detector.classes)
 
-    inputs = _find_videos(args.videos)
-    job = _Job(args, detector, classes, several=len(inputs) > 1)
+    job = _Job(args, detector, classes, videos)
     try:
-        for number, path in enumerate(inputs, start=1):
-            try:
-                job.process(path, f"[{number}/{len(inputs)}] " if len(inputs) > 1 else "")
-            except UserError as error:  # the other videos are still worth detecting in
-                print(f"error: {printable(error)}", file=sys.stderr)
-                job.failed += 1
+        job.process_share()
+        job.gather()
     finally:  # whatever stops a long job, what was found is kept
-        for output in args.output:
-            if pathlib.Path(output).suffix.lower() in outputs.TABLES:
-                outputs.write_table(output, job.results)
-    if args.report:
-        page = write_detection_report(
-            pathlib.Path(args.report), job.results, list(detector.classes), durations=job.durations,
-            frames_of=lambda name, times: read_frames_at(job.paths[name], times), paths=job.paths,
-            ground_truth=ground_truth,
-        )  # fmt: skip
-        print(f"report: {page}")
-    if job.failed:
-        print(f"error: {job.failed} of {len(inputs)} videos could not be done, see above.", file=sys.stderr)
+        job.write_tables()
+    if distributed.is_main():
+        if args.report:
+            paths = {video.name: video.path for video in videos if video.name in job.results}
+            page = write_detection_report(
+                pathlib.Path(args.report), job.results, list(detector.classes), durations=job.durations,
+                frames_of=lambda name, times: read_frames_at(paths[name], times), paths=paths,
+                ground_truth=ground_truth,
+            )  # fmt: skip
+            print(f"report: {page}")
+        if job.failed:
+            print(f"error: {job.failed} of {len(videos)} videos could not be done, see above.", file=sys.stderr)
+    distributed.end()
     return 2 if job.failed else 0
 
 
-class _Job:
-    """What has been found so far: `results`, `durations` (seconds) and `paths` by the name of the video."""
+class _Video(NamedTuple):
+    """name: in tables and on the page. file_name: the same as a part of file names. size: bytes of the file."""
 
-    def __init__(self, args: argparse.Namespace, detector: "Detector", classes: Sequence[str] | None, several: bool):
-        self._args, self._detector, self._classes, self._several = args, detector, classes, several
-        self._file_names: set[str] = set()
+    path: str
+    name: str
+    file_name: str
+    size: int
+
+
+class _Job:
+    """What has been found so far: `results` and `durations` (seconds) by the name of the video, and how many `failed`.
+
+    Of the share of this process, and of all of them after `gather`.
+    """
+
+    def __init__(
+        self, args: argparse.Namespace, detector: "Detector", classes: Sequence[str] | None, videos: Sequence[_Video]
+    ) -> None:
+        self._args, self._detector, self._classes, self._videos = args, detector, classes, videos
+        self._is_gathered = False
         self.results: dict[str, list[Detection]] = {}
         self.durations: dict[str, float] = {}
-        self.paths: dict[str, str] = {}
         self.failed = 0
 
-    def process(self, path: str, prefix: str) -> None:
+    def process_share(self) -> None:
+        """Detects in the videos that fall to this process."""
+        import jax
+
+        total = len(self._videos)
+        for number in deal([video.size for video in self._videos], jax.process_count())[jax.process_index()]:
+            try:
+                self._process(self._videos[number], f"[{number + 1}/{total}] " if total > 1 else "")
+            except UserError as error:  # the other videos are still worth detecting in
+                print(f"error: {printable(error)}", file=sys.stderr)
+                self.failed += 1
+
+    def gather(self) -> None:
+        """Every process gets what all of them found, in the order of the videos."""
+        from sptad_jax.training import distributed
+
+        with distributed.explain_lost_process():
+            parts = distributed.gather([self.results, self.durations, self.failed])
+        found: dict[str, Any] = {name: rows for results, _, _ in parts for name, rows in results.items()}
+        self.results = {video.name: found[video.name] for video in self._videos if video.name in found}
+        self.durations = {name: seconds for _, durations, _ in parts for name, seconds in durations.items()}
+        self.failed = sum(failed for _, _, failed in parts)
+        self._is_gathered = True
+
+    def write_tables(self) -> None:
+        """One table of all videos; where it did not come to that, each of several processes writes what it has."""
+        import jax
+
+        from sptad_jax.inference import outputs
+
+        if self._is_gathered and jax.process_index() != 0:
+            return
+        mark = "" if self._is_gathered or jax.process_count() == 1 else f".process-{jax.process_index()}"
+        for output in map(pathlib.Path, self._args.output):
+            if output.suffix.lower() in outputs.TABLES:
+                outputs.write_table(output.with_name(f"{output.stem}{mark}{output.suffix}"), self.results)
+
+    def _process(self, video: _Video, prefix: str) -> None:
         """Detects in one file, prints, and writes what belongs to it alone. Raises UserError."""
         from sptad_jax.data.video import stated_duration
         from sptad_jax.inference import outputs
         from sptad_jax.inference.detect import detect_video, select
 
+        path = video.path
         if pathlib.Path(path).is_dir():
             raise UserError(f"{path}: the folder holds no video; give one that does, or name the file itself.")
         with show_progress(prefix + printable(pathlib.Path(path).name), stated_duration(path)) as on_progress:
             found, duration_sec = detect_video(self._detector, path, on_progress)
         found = select(found, self._args.threshold or 0.0, self._classes, self._args.top_k)
-        stem = printable(pathlib.Path(path).stem)
-        name = _unused(stem if stem not in self.paths else printable(path), self.paths)
-        self.results[name], self.durations[name], self.paths[name] = found, duration_sec, path
+        self.results[video.name], self.durations[video.name] = found, duration_sec
 
         shown = select(found, SHOWN_SCORE) if self._args.threshold is None else found
-        print(f"{printable(path)}  ({duration_sec:.1f} s)")
+        lines = [f"{printable(path)}  ({duration_sec:.1f} s)"]
         for row in shown:
             start, end = row["segment"]
-            print(f"  {start:8.2f} - {end:8.2f} s  {row['score']:.3f}  {row['label']}")
-        file_name = _unused(outputs.file_name(name), self._file_names)
-        self._file_names.add(file_name)
+            lines.append(f"  {start:8.2f} - {end:8.2f} s  {row['score']:.3f}  {row['label']}")
+        print("\n".join(lines), flush=True)  # at once, as other processes may write between
         for output in map(pathlib.Path, self._args.output):
             if output.suffix.lower() in outputs.TRACKS:
-                own = output.with_name(f"{output.stem}.{file_name}{output.suffix}")
-                outputs.write_track(own if self._several else output, shown)
+                own = output.with_name(f"{output.stem}.{video.file_name}{output.suffix}")
+                outputs.write_track(own if len(self._videos) > 1 else output, shown)
         if self._args.render:
             from sptad_jax.inference.render import render_video
 
-            target = pathlib.Path(self._args.render) / f"{file_name}.detected.mp4"
+            target = pathlib.Path(self._args.render) / f"{video.file_name}.detected.mp4"
             with show_progress(f"{prefix}{target.name}", duration_sec) as on_progress:
                 render_video(path, target, shown, self._detector.classes, on_progress)
+
+
+def deal(sizes: Sequence[int], count: int) -> list[list[int]]:
+    """Indices of `sizes` in `count` shares of about equal sums, each in order: the largest first, to who has least."""
+    shares: list[list[int]] = [[] for _ in range(count)]
+    sums = [0] * count
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+        least = sums.index(min(sums))
+        shares[least].append(index)
+        sums[least] += sizes[index] + 1  # so that files without a size are spread as well
+    return [sorted(share) for share in shares]
 
 
 @contextlib.contextmanager
@@ -188,9 +252,13 @@ def _split(text: str, known: Collection[str]) -> list[str]:
     return [text] if text in known else [part.strip() for part in text.split(",")]
 
 
-def _find_videos(given: Sequence[str]) -> list[str]:
-    """Files as they are, folders as the videos below them; a folder without any stays, so that it is complained of."""
+def _list_videos(given: Sequence[str]) -> list[_Video]:
+    """Files as they are, folders as the videos below them; a folder without any stays, so that it is complained of.
+
+    Every video has a name of its own: of several files of one name the later ones are named by their path.
+    """
     from sptad_jax.data.video import ENDINGS
+    from sptad_jax.inference import outputs
 
     paths: list[str] = []
     for item in given:
@@ -199,7 +267,15 @@ def _find_videos(given: Sequence[str]) -> list[str]:
             below = sorted(str(path) for path in pathlib.Path(item).rglob("*")
                            if path.suffix.lower() in ENDINGS and not path.is_dir())  # fmt: skip
         paths += below or [item]
-    return list(dict.fromkeys(paths))
+    videos: dict[str, _Video] = {}
+    file_names: set[str] = set()
+    for path in dict.fromkeys(paths):
+        stem = printable(pathlib.Path(path).stem)
+        name = _unused(stem if stem not in videos else printable(path), videos)
+        file_name = _unused(outputs.file_name(name), file_names)
+        file_names.add(file_name)
+        videos[name] = _Video(path, name, file_name, os.path.getsize(path) if os.path.isfile(path) else 0)
+    return list(videos.values())
 
 
 def _unused(name: str, taken: Collection[str]) -> str:

@@ -22,6 +22,7 @@ from sptad_jax.errors import UserError
 from sptad_jax.inference.export import read_detector
 from sptad_jax.inference.predict import Forward, make_forward, windows_to_detections
 from sptad_jax.inference.sharing import run_batches
+from sptad_jax.training import sharding
 
 MAX_SIDE = 4096  # pixels; a checkpoint that asks for larger frames is damaged
 MAX_FPS = 1000.0
@@ -77,13 +78,17 @@ class Detector:
 def load_detector(checkpoint: str | pathlib.Path) -> Detector:
     """Loads the newest checkpoint of a training's work folder, or an exported .safetensors file.
 
-    Raises UserError where there is none, or its parts do not belong together.
+    It computes on all devices of this process. Raises UserError where there is none, or its parts do not belong
+    together.
     """
     where = f"--checkpoint {checkpoint}"
     variables, meta = read_detector(checkpoint)
     config, classes = config_lib.from_dict(meta["config"], where), tuple(meta["classes"])
     _check_source(meta["source"], config, where)
-    return Detector(make_forward(config, len(classes)), variables, config, classes, meta["source"], meta["step"])
+    devices = sharding.local_mesh()
+    forward = make_forward(config, len(classes), devices)
+    variables = sharding.replicate(variables, devices)
+    return Detector(forward, variables, config, classes, meta["source"], meta["step"])
 
 
 def detect_video(
@@ -132,7 +137,7 @@ def read_batches(
     blocks = iterate_streams(reader, source, with_flow="flow" in config.model.streams)
     taken = ({name: block[name] for name in config.model.streams} for block in blocks)
     windows = cut_windows(taken, config.data.num_frames, config.data.stride_test)
-    return reader, batch_windows(windows, config.inference.batch_size)
+    return reader, batch_windows(windows, sharding.round_up(config.inference.batch_size, jax.local_device_count()))
 
 
 def select(

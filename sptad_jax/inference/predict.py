@@ -161,7 +161,7 @@ def evaluate_state(
     """
     forward = forward or make_forward(config, len(dataset.classes))
     batches = make_test_batches(
-        dataset, config.data, sharding.round_up(config.inference.batch_size), config.model.streams,
+        dataset, config.data, sharding.round_up(config.inference.batch_size, jax.device_count()), config.model.streams,
         process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
     predicted = predict_windows(forward, variables, batches, batches.num_windows, gather=True)

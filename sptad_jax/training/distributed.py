@@ -1,19 +1,21 @@
-"""Many processes that train as one: how they start, which one speaks, when they stop, and how they end."""
+"""Many processes that work as one: how they start, which one speaks, what they tell each other, when they stop."""
 
 import contextlib
-import os
+import json
+import re
 import signal
 import sys
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from sptad_jax.errors import UserError
 
+STATUS = re.compile("[A-Z_]+: ")  # how the messages of XLA's runtime begin
 HEARTBEAT_SECONDS = 30  # a process that was silent for so long is taken for dead, and JAX ends the others
 
 
@@ -50,6 +52,26 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+def gather(value: Any) -> list[Any]:
+    """What every process gives, in their order; all of them call it, with anything that JSON can hold.
+
+    It travels as bytes, filled up to the longest, so that numbers arrive as they were sent.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(len(data), np.int32))
+    rows = multihost_utils.process_allgather(np.pad(data, (0, int(sizes.max()) - len(data))))
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes)]
+
+
+def end() -> None:
+    """Waits for all processes, so that none takes the end of another for its death. Nothing to do for a single one."""
+    if jax.distributed.is_initialized():
+        gather(None)
+        jax.distributed.shutdown()
+
+
 class LostProcess(UserError):
     """A computation failed that all processes share: nothing can be waited for any more."""
 
@@ -63,8 +85,10 @@ def explain_lost_process() -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        # Small computations are run as they are called, and then the runtime's error arrives as a ValueError.
+        from_runtime = isinstance(error, jax.errors.JaxRuntimeError) or STATUS.match(str(error))
+        if jax.process_count() == 1 or not from_runtime:
             raise
         raise LostProcess(
             f"process {jax.process_index()} of {jax.process_count()} cannot go on with the others "
@@ -106,24 +130,6 @@ class StopSignal(contextlib.AbstractContextManager["StopSignal"]):
         if jax.distributed.is_initialized():
             return multihost_utils.reached_preemption_sync_point(step)
         return self._noted
-
-
-def leave(main: Callable[[], int]) -> None:
-    """Runs a program's `main` and ends the process with its exit code.
-
-    After an error it ends at once: an ordinary exit would wait for the other processes, which wait for this one, and
-    would let threads that still write complain.
-    """
-    try:
-        code = main()
-    except Exception:
-        traceback.print_exc()
-        code = 1
-    if code:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
 
 
 def _first_line(error: Exception) -> str:

@@ -61,9 +61,9 @@ def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
-def round_up(batch_size: int) -> int:
-    """The next batch size that splits evenly over every device of every process."""
-    return -(-batch_size // jax.device_count()) * jax.device_count()
+def round_up(batch_size: int, count: int) -> int:
+    """The next batch size that splits evenly over `count` devices."""
+    return -(-batch_size // count) * count
 
 
 def local_mesh() -> Mesh:
