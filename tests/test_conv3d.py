@@ -17,13 +17,14 @@ SIZES = [(8, 10, 12), (9, 7, 5), (1, 2, 3), (5, 2, 2), (6, 1, 3)]  # the last tw
 
 @pytest.mark.parametrize(("kernel", "strides"), KERNELS)
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("mode", ["direct", "decomposed"])
-def test_conv3d_is_torch_conv3d(kernel, strides, size, mode, parity):
-    """Catches wrong SAME padding, stride, tap order, or a wrong gradient of the decomposition."""
+@pytest.mark.parametrize(("mode", "features"), [("direct", 4), ("decomposed", 4), ("decomposed", conv3d.MIN_FEATURES)])
+def test_conv3d_is_torch_conv3d(kernel, strides, size, mode, features, parity):
+    """Catches wrong SAME padding, stride, tap order, or a wrong gradient of the decomposition, of which there are two
+    for the kernel."""
     torch = pytest.importorskip("torch")
     from tests.reference.i3d_torch import pad_same
 
-    x, w = normal(0, (2, *size, 3)), normal(1, (*kernel, 3, 4))
+    x, w = normal(0, (2, *size, 3)), normal(1, (*kernel, 3, features))
     xt, wt = (torch.tensor(a, requires_grad=True) for a in (x, w))
     y = torch.nn.functional.conv3d(pad_same(xt.permute(0, 4, 1, 2, 3), kernel, strides), wt.permute(4, 3, 0, 1, 2),
                                    stride=strides).permute(0, 2, 3, 4, 1)  # fmt: skip
