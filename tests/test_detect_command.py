@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 import sys
 
 import av
@@ -102,15 +103,16 @@ def test_options_are_refused_before_the_work(folder, capsys, monkeypatch, option
     assert err.count("\n") == 1 and err.startswith("error: ") and words in err
 
 
-def test_interrupted(folder, tmp_path, capsys, monkeypatch):
-    """What was found before Ctrl-C, lost."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(folder, tmp_path, monkeypatch, number):
+    """What was found before Ctrl-C or a scheduler's signal, lost."""
     from sptad_jax.inference import detect as module
 
     real = module.detect_video
 
     def stop_at_y(detector, path, on_progress):
         if str(path).endswith("y.MP4"):
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
         return real(detector, path, on_progress)
 
     monkeypatch.setattr(module, "detect_video", stop_at_y)

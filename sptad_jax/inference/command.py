@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import pathlib
+import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -82,8 +83,9 @@ def run(args: argparse.Namespace) -> int:
 
     job = _Job(args, detector, classes, videos)
     try:
-        job.process_share()
-        job.gather()
+        with _interrupted_by_sigterm():
+            job.process_share()
+            job.gather()
     finally:  # whatever stops a long job, what was found is kept
         job.write_tables()
     if distributed.is_main():
@@ -203,6 +205,17 @@ def deal(sizes: Sequence[int], count: int) -> list[list[int]]:
         shares[least].append(index)
         sums[least] += sizes[index] + 1  # so that files without a size are spread as well
     return [sorted(share) for share in shares]
+
+
+@contextlib.contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """A scheduler's signal acts as Ctrl-C does. By default it ends the process on the spot, and with several
+    processes not at all, for JAX takes it as a request that only training asks for."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: a handler that is not Python's
 
 
 @contextlib.contextmanager
