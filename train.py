@@ -113,7 +113,9 @@ def main(argv: list[str] | None = None) -> int:
         contextlib.closing(batches),
         checkpoints,
         contextlib.closing(MetricWriter(workdir, int(state.step) + 1)) as writer,
-        distributed.explain_lost_process(),
+        distributed.explain_lost_process(
+            "start all of them again with the same command, they go on from the newest checkpoint"
+        ),
     ):
         if not args.evaluate_only:
             first = int(state.step)

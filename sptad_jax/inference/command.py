@@ -143,7 +143,7 @@ class _Job:
         """Every process gets what all of them found, in the order of the videos."""
         from sptad_jax.training import distributed
 
-        with distributed.explain_lost_process():
+        with distributed.explain_lost_process("start all of them again; of what they found, each leaves a table"):
             parts = distributed.gather([self.results, self.durations, self.failed])
         found: dict[str, Any] = {name: rows for results, _, _ in parts for name, rows in results.items()}
         self.results = {video.name: found[video.name] for video in self._videos if video.name in found}

@@ -77,8 +77,8 @@ class LostProcess(UserError):
 
 
 @contextlib.contextmanager
-def explain_lost_process() -> Iterator[None]:
-    """Turns the failure of a shared computation into a sentence. Raises LostProcess.
+def explain_lost_process(remedy: str) -> Iterator[None]:
+    """Turns the failure of a shared computation into a sentence that ends with `remedy`. Raises LostProcess.
 
     Where a collective hangs instead of failing, as it does between GPUs, JAX ends this process after
     HEARTBEAT_SECONDS with a message of its own.
@@ -92,8 +92,7 @@ def explain_lost_process() -> Iterator[None]:
             raise
         raise LostProcess(
             f"process {jax.process_index()} of {jax.process_count()} cannot go on with the others "
-            f"({_first_line(error)}); where one of them ended, its own messages say why; start all of them again with "
-            "the same command, they go on from the newest checkpoint."
+            f"({_first_line(error)}); where one of them ended, its own messages say why; {remedy}."
         ) from error
 
 
