@@ -14,8 +14,8 @@ Array = jax.Array
 Size3 = tuple[int, int, int]
 Mode = Literal["direct", "decomposed"]
 
-# Output channels from which a CPU is faster at matrix products than at XLA's gradient by the kernel (1.1 to 4.6 times
-# in I3D); with fewer the products are too thin.
+# Output channels from which a CPU is faster at a matrix product than at XLA's gradient by the kernel (1.5 to 4.5 times
+# in most of I3D, benchmarks/kernel_gradient.py); with fewer the product is too thin.
 MIN_FEATURES = 64
 TINY_MAP = 4  # pixels; on maps this small a 2-D convolution costs the CPU two to five times a matrix product
 
