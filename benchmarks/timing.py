@@ -34,7 +34,7 @@ def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> fl
 
 def report(title: str, rows: Sequence[Mapping[str, Any]], output: str, **facts: Any) -> None:
     """Prints the rows as a table, and writes them with date and machine to the JSON file `output`, if one is named."""
-    names = list(rows[0])
+    names = list(rows[0]) if rows else []  # a benchmark may have facts alone
     cells = [names, *([f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
     print(title)
