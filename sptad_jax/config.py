@@ -103,9 +103,11 @@ class DataConfig:
     action_targets: Literal["kept", "any"] = "kept"  # clip classes: of kept targets, or of any overlap
     pad_value: Literal["zero", "minus_one", "afsd"] = "zero"  # of padded frames after scaling; afsd: -1 train, 0 test
     random_crop: bool = True  # training; the test crop is central
+    size_jitter: float = 0.0  # log of the largest factor by which the sides of a training crop differ from crop_size
     flip_prob: float = 0.5  # horizontal flip of a training window
     flip_negates_flow_x: bool = False  # physically right; AFSD does not
     color_jitter: float = 0.0  # deviation of a random affine map of RGB values, one a training window; 0: off
+    speed_jitter: float = 0.0  # log of the largest factor by which a training window is sped up or slowed down
     shuffle_labels: bool = False  # control experiment: training labels permuted among all instances
     read_threads: int = 2  # of the Grain pipeline
     workers: int = 0  # processes of the Grain pipeline; 0 reads in this process
@@ -276,7 +278,8 @@ def validate(config: Config) -> None:
         (data.num_frames % 16 == 0, "data.num_frames must be a multiple of 16, the stride of the coarsest level"),
         (data.crop_size >= 16, "data.crop_size must be at least 16 pixels"),
         (0 <= data.flip_prob <= 1, "data.flip_prob is a probability"),
-        (data.color_jitter >= 0, "data.color_jitter must not be negative"),
+        (min(data.color_jitter, data.size_jitter, data.speed_jitter) >= 0,
+         "data.color_jitter, data.size_jitter and data.speed_jitter must not be negative"),
         (train.batch_size % train.accumulate == 0, "train.batch_size must be a multiple of train.accumulate"),
         (train.epochs > 0 and train.batch_size > 0, "train.epochs and train.batch_size must be positive"),
         (train.learning_rate > 0, "train.learning_rate must be positive"),

@@ -3,9 +3,10 @@
 import jax
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from sptad_jax.config import DataConfig
-from sptad_jax.data.augment import prepare
+from sptad_jax.data.augment import _resize, prepare
 
 B, F, SIZE = 6, 4, 36
 
@@ -137,6 +138,47 @@ def test_color_jitter_stays_in_range_and_out_of_testing(batch):
     config = DataConfig(crop_size=SIZE, color_jitter=2.0)
     assert np.abs(run(batch, config)["rgb"]).max() == 1
     np.testing.assert_allclose(run(batch, config, train=False)["rgb"][0], scale(batch["rgb"][0]), atol=1e-6)
+
+
+def test_resize_against_scipy(batch):
+    """Squares shifted by half a pixel, height taken for width, borders that fade to grey."""
+    frames = scale(batch["rgb"][:2]).astype(np.float32)
+    boxes = np.array([[1.5, 0.0, 30.25, 36.0], [0.0, 7.0, 36.0, 20.5]], np.float32)
+    found = np.asarray(_resize(frames, boxes, 24))
+    for window, (y, x, height, width), out in zip(frames, boxes, found):
+        steps = (np.arange(24) + 0.5) / 24
+        grid = np.meshgrid(y + steps * height - 0.5, x + steps * width - 0.5, indexing="ij")
+        for frame, channel in ((0, 0), (3, 2)):
+            wanted = scipy.ndimage.map_coordinates(window[frame, :, :, channel], grid, order=1, mode="nearest")
+            np.testing.assert_allclose(out[frame, :, :, channel], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_size_jitter(flip):
+    """Sides that leave their range or the frames, or are always square; a draw per frame or stream; flow that keeps its
+    length where the picture grows, or whose x grows by the height. Read off pictures whose bytes are coordinates."""
+    count, size = 64, SIZE
+    y, x = np.meshgrid(np.arange(size), np.arange(size), indexing="ij")
+    rgb = np.broadcast_to(np.stack([x, y, x], -1).astype(np.uint8) * 5, (count, 2, size, size, 3))
+    flow = np.broadcast_to(np.array([127 + 20, 127 - 30], np.uint8), (count, 2, size, size, 2))
+    config = DataConfig(crop_size=24, flip_prob=flip, flip_negates_flow_x=True, size_jitter=0.5)
+    out = run({"rgb": rgb, "flow": flow, "num_frames": np.full(count, 2, np.int32)}, config)
+    np.testing.assert_allclose(out["rgb"][:, 0], out["rgb"][:, 1], atol=1e-6)
+    pixels = (out["rgb"][:, 0] + 1) * 127.5 / 5
+    assert pixels.min() > -1e-3 and pixels.max() < size - 1 + 1e-3
+    middle = slice(4, 20)  # the borders of the frames repeat
+    sign = -1 if flip else 1
+    widths = sign * np.diff(pixels[:, 12, middle, 0], axis=1).mean(axis=1) * 24
+    heights = np.diff(pixels[:, middle, 12, 1], axis=1).mean(axis=1) * 24
+    for sides in (widths, heights):
+        assert sides.min() > 24 * np.exp(-0.5) - 1e-2 and sides.max() < size + 1e-2
+        assert sides.min() < 18 and sides.max() > 35.9 and np.std(sides) > 2
+    assert np.abs(widths - heights).max() > 4
+    np.testing.assert_allclose(out["flow"][:, 1, 5, 5, 0], sign * 19.5 / 127.5 * 24 / widths, rtol=1e-3)
+    np.testing.assert_allclose(out["flow"][:, 0, 9, 7, 1], -30.5 / 127.5 * 24 / heights, rtol=1e-3)
+    assert np.std(pixels[:, 12, 12, 0]) > 1  # places differ
+    still = run({"rgb": rgb, "num_frames": np.full(count, 2, np.int32)}, config, train=False)["rgb"]
+    np.testing.assert_allclose(still[0, 0], scale(rgb[0, 0, 6:30, 6:30]), atol=1e-6)
 
 
 def test_range(batch):

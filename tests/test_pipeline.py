@@ -70,6 +70,34 @@ def test_contents(dataset):
     assert len({video for video, _ in seen}) > 1
 
 
+def test_speed_jitter(dataset):
+    """Frames, targets and flow of different speeds; a speed drawn once for all; one that leaves its range. No
+    two frames of a video are alike, which tells the frames that were read."""
+    jittered = dataclasses.replace(DATA, speed_jitter=0.4)
+    factors = []
+    for batch in take(make_training_batches(dataset, jittered, TRAIN, BOTH), 12):
+        for i in range(6):
+            video = dataset.videos[int(batch["video_index"][i])]
+            frames = dataset.read_frames(int(batch["video_index"][i]), 0, video.num_frames)
+            if video.num_frames < 32:
+                assert batch["num_frames"][i] == video.num_frames
+                continue
+            whole = frames["rgb"].astype(int)
+            read = np.array([np.abs(whole - frame).sum(axis=(1, 2, 3)).argmin() for frame in batch["rgb"][i]])
+            np.testing.assert_array_equal(batch["rgb"][i], frames["rgb"][read])
+            factor = np.polyfit(np.arange(32), read, 1)[0]
+            factors.append(factor)
+            grown = np.clip((frames["flow"][read] - 127.5) * factor + 127.5, 0, 255)
+            np.testing.assert_allclose(batch["flow"][i], grown, atol=0.5 + 127.5 * 0.03)
+            for (a, b), label in zip(batch["segments_norm"][i][batch["valid"][i]],
+                                     batch["labels"][i][batch["valid"][i]]):
+                seconds = (read[0] + np.array([a, b]) * 32 * factor) / 10
+                (known,) = (row.segment_sec for row in video.annotations if row.label == dataset.classes[label])
+                cut = np.clip(known, read[0] / 10, (read[0] + 32 * factor) / 10)
+                np.testing.assert_allclose(seconds, cut, atol=0.15)
+    assert 0.65 < min(factors) < 0.8 and 1.15 < max(factors) < 1.52
+
+
 def test_epochs_are_permutations(dataset):
     """Every window once an epoch, in another order in the next; a window lost at an epoch's end would show here."""
     batches = make_training_batches(dataset, DATA, TRAIN, ("rgb",))
@@ -81,11 +109,13 @@ def test_epochs_are_permutations(dataset):
     assert len({tuple(epoch) for epoch in epochs}) == 6
 
 
-def test_order_depends_on_seed_alone(dataset):
+@pytest.mark.parametrize("jitter", [0.0, 0.3])
+def test_order_depends_on_seed_alone(dataset, jitter):
     """Threads that race, or a forgotten seed, would make runs irreproducible."""
-    expected = take(make_training_batches(dataset, DATA, TRAIN, BOTH), 9)
+    jittered = dataclasses.replace(DATA, speed_jitter=jitter)
+    expected = take(make_training_batches(dataset, jittered, TRAIN, BOTH), 9)
     for threads in (0, 4):
-        config = dataclasses.replace(DATA, read_threads=threads)
+        config = dataclasses.replace(jittered, read_threads=threads)
         assert_same(expected, take(make_training_batches(dataset, config, TRAIN, BOTH), 9))
     other = make_training_batches(dataset, DATA, dataclasses.replace(TRAIN, seed=4), BOTH)
     assert places(take(other, 9)) != places(expected)

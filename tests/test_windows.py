@@ -16,6 +16,7 @@ from sptad_jax.data.windows import (
     index_windows,
     make_window_starts,
     shuffle_labels,
+    stretch_window,
 )
 from sptad_jax.errors import UserError
 from tests.reference.window_targets import list_windows
@@ -38,6 +39,41 @@ def test_window_starts():
 instances_of = st.lists(
     st.tuples(st.integers(0, 90), st.integers(1, 50), st.integers(0, 3)).map(lambda t: (t[0], t[0] + t[1], t[2])),
     max_size=6)
+
+
+@settings(deadline=None, max_examples=150)
+@given(num_frames=st.integers(5, 90), instances=instances_of, start=st.integers(0, 58),
+       factor=st.floats(0.3, 3.0), rule=st.sampled_from(["paper", "afsd", "all"]))
+def test_stretched_window_matches_slow_loop(num_frames, instances, start, factor, rule):
+    """Targets of the unstretched window, times stretched the wrong way or about the wrong frame, frames beyond the
+    video. The same instances in a video that is itself faster by the factor have the same targets."""
+    config = DataConfig(num_frames=32, max_targets=6, window_rule=rule)
+    found = stretch_window(make_video(num_frames, instances), start, factor, config, 4)
+    if num_frames < 32:
+        assert found is None
+        return
+    factor = min(factor, num_frames / 32)
+    first = np.clip(start + 16 - 16 * factor, 0, num_frames - 32 * factor)
+    moved = [((a - first) / factor, (b - first) / factor, label) for a, b, label in instances]
+    expected = list_windows(32, moved, length=32, stride=1, rule=rule, min_tioa=0.5, action_targets="kept")
+    assert (found is None) == (not expected)
+    if found:
+        frames, index = found
+        assert len(frames) == 32 and frames[0] >= 0 and frames[-1] < num_frames
+        np.testing.assert_allclose(frames + 0.5, first + (np.arange(32) + 0.5) * factor, atol=0.5 + 1e-9)
+        ((_, targets, clip),) = expected
+        assert index.valid.sum() == len(targets) and index.num_frames == 32
+        np.testing.assert_allclose(index.segments_norm[0][index.valid[0]],
+                                   np.array([t[:2] for t in targets]).reshape(-1, 2), atol=1e-5)
+        assert index.labels[0][index.valid[0]].tolist() == [t[2] for t in targets]
+        assert np.flatnonzero(index.clip_labels[0]).tolist() == sorted(clip)
+
+
+def test_stretched_window_with_too_many_targets():
+    """A training that ends in the middle because a window was drawn that takes in one more instance."""
+    video = make_video(90, [(a, a + 8, 0) for a in range(0, 90, 10)])
+    config = DataConfig(num_frames=32, max_targets=5)
+    assert stretch_window(video, 20, 1.0, config, 1) and stretch_window(video, 20, 2.5, config, 1) is None
 
 
 @settings(deadline=None, max_examples=150)

@@ -14,14 +14,17 @@ def prepare(
     """Turns a batch of the Grain pipeline into the network's inputs; jit it with `config` and `train` static.
 
     Training cuts one random square out of each window and flips it with probability `flip_prob`; every frame of the
-    window and both streams share the draw. Testing cuts the central square. Bytes become x / 255 * 2 - 1 (as AFSD,
-    AFSD/common/thumos_dataset.py:264). With `color_jitter` s, training maps the RGB values v of a window to M v + b,
-    kept in [-1, 1], where M is the identity plus normal noise of deviation s and b is such noise: brightness, contrast,
-    hue and saturation in one draw, alike in all frames. Then frames from num_frames on get the padding value.
+    window and both streams share the draw. With `size_jitter` s > 0 it cuts a rectangle instead, whose height and width
+    are `crop_size` times exp(u), u uniform in -s..s for each, at most those of the frames, and resizes it to the square
+    by linear interpolation; the flow grows as its frames do. Testing cuts the central square. Bytes become
+    x / 255 * 2 - 1 (as AFSD, AFSD/common/thumos_dataset.py:264). With `color_jitter` s, training maps the RGB values v
+    of a window to M v + b, kept in [-1, 1], where M is the identity plus normal noise of deviation s and b is such
+    noise: brightness, contrast, hue and saturation in one draw, alike in all frames. Then frames from num_frames on get
+    the padding value.
 
     Args:
       batch: "rgb" uint8 [B, F, H, W, 3] and/or "flow" uint8 [B, F, H, W, 2], and "num_frames" int32 [B].
-      config: crop_size, random_crop, flip_prob, flip_negates_flow_x, color_jitter and pad_value are read.
+      config: crop_size, random_crop, size_jitter, flip_prob, flip_negates_flow_x, color_jitter and pad_value are read.
       key: random key of the step; needed in training only.
       train: augment, or not.
 
@@ -45,17 +48,25 @@ def prepare(
         flips = jax.random.bernoulli(flip_key, config.flip_prob, (batch_size,))
         if config.random_crop:
             offsets = jax.random.randint(crop_key, (batch_size, 2), 0, spare + 1)
+    boxes = None
+    if train and config.size_jitter:
+        boxes = _draw_boxes(jax.random.fold_in(key, 2), batch_size, (height, width), config)  # type: ignore[arg-type]
     real = jnp.arange(num_frames) < batch["num_frames"][:, None]
     pad_value = {"zero": 0.0, "minus_one": -1.0, "afsd": -1.0 if train else 0.0}[config.pad_value]
 
     inputs = {}
     for name, frames in streams.items():
-        frames = _crop(frames, offsets, crop)
-        flipped = frames[:, :, :, ::-1]
-        if name == "flow" and config.flip_negates_flow_x:
-            flipped = flipped.at[..., 0].set(255 - flipped[..., 0])
-        frames = jnp.where(flips[:, None, None, None, None], flipped, frames)
+        if boxes is None:
+            frames = _crop(frames, offsets, crop)
         scaled = (frames.astype(jnp.float32) * 2 - 255) / 255  # in this order 255 is exactly 1
+        if boxes is not None:
+            scaled = _resize(scaled, boxes, crop)
+            if name == "flow":
+                scaled = jnp.clip(scaled * (crop / boxes[:, None, None, None, :1:-1]), -1.0, 1.0)
+        flipped = scaled[:, :, :, ::-1]
+        if name == "flow" and config.flip_negates_flow_x:
+            flipped = flipped * jnp.array([-1.0, 1.0])
+        scaled = jnp.where(flips[:, None, None, None, None], flipped, scaled)
         if name == "rgb" and train and config.color_jitter:
             scaled = _jitter_colors(scaled, config.color_jitter, jax.random.fold_in(key, 1))  # type: ignore[arg-type]
         inputs[name] = jnp.where(real[:, :, None, None, None], scaled, pad_value)
@@ -67,6 +78,28 @@ def _jitter_colors(rgb: jax.Array, strength: float, key: jax.Array) -> jax.Array
     noise = strength * jax.random.normal(key, (rgb.shape[0], 4, 3))
     mixed = jnp.einsum("bfhwc,bcd->bfhwd", rgb, noise[:, :3] + jnp.eye(3))
     return jnp.clip(mixed + noise[:, None, None, 3:4], -1.0, 1.0)
+
+
+def _draw_boxes(key: jax.Array, count: int, size: tuple[int, int], config: DataConfig) -> jax.Array:
+    """Rectangles (y, x, height, width) in pixels within frames of `size` (height, width), float32 [count, 4]."""
+    sides_key, place_key = jax.random.split(key)
+    factors = jnp.exp(jax.random.uniform(sides_key, (count, 2), minval=-config.size_jitter, maxval=config.size_jitter))
+    sides = jnp.minimum(config.crop_size * factors, jnp.array(size, jnp.float32))
+    places = jax.random.uniform(place_key, (count, 2)) if config.random_crop else 0.5
+    return jnp.concatenate([places * (jnp.array(size) - sides), sides], axis=-1)
+
+
+def _resize(frames: jax.Array, boxes: jax.Array, crop: int) -> jax.Array:
+    """Boxes [B, 4] out of float [B, F, H, W, C], as [B, F, crop, crop, C]: two products with sparse weights."""
+    weights = []
+    for axis, size in enumerate(frames.shape[2:4]):
+        first, side = boxes[:, axis, None], boxes[:, axis + 2, None]
+        centers = first + (jnp.arange(crop) + 0.5) * (side / crop) - 0.5  # in units of pixel centres
+        distance = jnp.abs(jnp.clip(centers, 0, size - 1)[..., None] - jnp.arange(size))  # [B, crop, size]
+        weights.append(jnp.maximum(1 - distance, 0))
+    highest = jax.lax.Precision.HIGHEST
+    frames = jnp.einsum("bih,bfhwc->bfiwc", weights[0], frames, precision=highest)
+    return jnp.einsum("bjw,bfiwc->bfijc", weights[1], frames, precision=highest)
 
 
 def _crop(frames: jax.Array, offsets: jax.Array, crop: int) -> jax.Array:

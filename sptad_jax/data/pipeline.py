@@ -11,10 +11,12 @@ import numpy as np
 from sptad_jax.config import DataConfig, TrainConfig
 from sptad_jax.data import datasets, windows
 from sptad_jax.data.datasets import Dataset
-from sptad_jax.data.windows import WindowIndex
+from sptad_jax.data.windows import VideoTargets, WindowIndex
 from sptad_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
+PLACE = ("num_frames", "video_index", "start_frame")
+TARGETS = (*PLACE, "segments_norm", "labels", "valid", "clip_labels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +29,26 @@ class WindowSource:
     streams: tuple[str, ...]
     with_targets: bool
     padded_length: int  # windows from len(index) on repeat the last and are marked as not real
+    config: DataConfig
+    targets: dict[int, VideoTargets] = dataclasses.field(default_factory=dict)  # by video index, for stretched windows
 
     def __len__(self) -> int:
         return self.padded_length
+
+    def read_stretched(self, position: int, factor: float) -> Batch:
+        """A training window of F frames that are `factor` frames apart in the video; flow grows with it."""
+        video, start = int(self.index.video_index[position]), int(self.index.start_frame[position])
+        found = windows.stretch_window(self.targets[video], start, factor, self.config, len(self.dataset.classes))
+        if found is None:
+            return self[position]
+        frames, index = found
+        factor = (frames[-1] - frames[0]) / (self.length - 1)
+        window = self.dataset.read_frames(video, int(frames[0]), int(frames[-1]) + 1, self.streams)
+        window = {name: value[frames - frames[0]] for name, value in window.items()}
+        if "flow" in window:
+            grown = (window["flow"].astype(np.float32) - 127.5) * np.float32(factor) + 127.5
+            window["flow"] = np.clip(np.rint(grown), 0, 255).astype(np.uint8)
+        return window | {name: getattr(index, name)[0] for name in TARGETS}
 
     def __getitem__(self, position: Any) -> Batch:
         i = min(int(position), len(self.index) - 1)
@@ -40,10 +59,8 @@ class WindowSource:
             if count < self.length:
                 frames = np.pad(frames, [(0, self.length - count), (0, 0), (0, 0), (0, 0)])
             window[name] = frames
-        names = ["num_frames", "video_index", "start_frame"]
-        if self.with_targets:
-            names += ["segments_norm", "labels", "valid", "clip_labels"]
-        else:
+        names = TARGETS if self.with_targets else PLACE
+        if not self.with_targets:
             window["is_real"] = np.asarray(int(position) < len(self.index))
         return window | {name: np.asarray(getattr(self.index, name)[i]) for name in names}
 
@@ -53,16 +70,19 @@ class ReadRows:
     """Positions of a whole batch -> the windows of rows first..last-1, stacked.
 
     A process reads neighbouring rows, so that its windows stand at the same places of the global batch for any number
-    of processes: random crops and flips are drawn by place.
+    of processes: speeds, random crops and flips are drawn by place.
     """
 
     source: WindowSource
     first: int
     last: int
 
-    def __call__(self, positions: np.ndarray) -> Batch:
-        windows = [self.source[position] for position in positions[self.first:self.last]]
-        return {name: np.stack([window[name] for window in windows]) for name in windows[0]}
+    def __call__(self, positions: np.ndarray, rng: np.random.Generator) -> Batch:
+        jitter = self.source.config.speed_jitter
+        factors = np.exp(rng.uniform(-jitter, jitter, len(positions)))
+        rows = [self.source.read_stretched(int(position), factor) if jitter else self.source[position]
+                for position, factor in list(zip(positions, factors))[self.first:self.last]]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 class TrainingBatches(Iterator[Batch]):
@@ -165,11 +185,12 @@ def make_training_batches(
     if not len(index):
         raise UserError(f"{dataset.path}: no window of the subset '{data_config.train_subset}' holds a target; check "
                         "its annotations, data.window_rule and data.min_tioa.")
-    source = WindowSource(dataset, index, data_config.num_frames, tuple(streams), True, len(index))
+    source = WindowSource(dataset, index, data_config.num_frames, tuple(streams), True, len(index), data_config,
+                          {video.index: video for video in targets})
     local_size = _split_batch(train_config.batch_size, process_count, "train.batch_size")
     rows = ReadRows(source, process_index * local_size, (process_index + 1) * local_size)
     batches = (grain.MapDataset.range(len(index)).seed(train_config.seed).shuffle().repeat(reseed_each_epoch=True)
-               .batch(train_config.batch_size, drop_remainder=True).map(rows))
+               .batch(train_config.batch_size, drop_remainder=True).random_map(rows))
     sequence = {"windows": len(index), "train.batch_size": train_config.batch_size, "train.seed": train_config.seed}
     readers = {"processes": process_count, "data.workers": data_config.workers}
     return TrainingBatches(batches, sequence, readers, data_config)
@@ -196,7 +217,7 @@ def make_test_batches(
     index = windows.index_test_windows(videos, data_config.num_frames, data_config.stride_test)
     local_size = _split_batch(batch_size, process_count, "inference.batch_size")
     padded_length = -(-len(index) // batch_size) * batch_size
-    source = WindowSource(dataset, index, data_config.num_frames, tuple(streams), False, padded_length)
+    source = WindowSource(dataset, index, data_config.num_frames, tuple(streams), False, padded_length, data_config)
     batches = grain.MapDataset.source(source)[process_index::process_count].batch(local_size)
     return TestBatches(batches, index, data_config)
 

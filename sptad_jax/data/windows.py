@@ -83,8 +83,34 @@ def shuffle_labels(videos: Sequence[VideoTargets], seed: int) -> list[VideoTarge
 
 
 def _index_video(video: VideoTargets, config: DataConfig, num_classes: int, stride: int) -> WindowIndex:
+    starts = make_window_starts(video.num_frames, config.num_frames, stride)
+    return _cut_targets(video, starts, config.num_frames, config, num_classes)
+
+
+def stretch_window(video: VideoTargets, start: int, factor: float, config: DataConfig,
+                   num_classes: int) -> tuple[np.ndarray, WindowIndex] | None:
+    """A window of F frames of which each stands for `factor` frames of the video, about the middle of that at `start`.
+
+    The factor is at most that at which the window is the whole video. Returns the frames to read, int64 [F], and the
+    window's targets (W = 1); None where `window_rule` refuses it, it holds too many targets, or the video is shorter
+    than a window.
+    """
     length = config.num_frames
-    starts = make_window_starts(video.num_frames, length, stride)
+    if video.num_frames < length:
+        return None
+    extent = length * min(factor, video.num_frames / length)
+    first = min(max(start + (length - extent) / 2, 0.0), video.num_frames - extent)
+    try:
+        index = _cut_targets(video, np.array([first]), extent, config, num_classes)
+    except UserError:
+        return None
+    frames = np.floor(first + (np.arange(length) + 0.5) * (extent / length)).astype(np.int64)
+    return (np.minimum(frames, video.num_frames - 1), index) if len(index) else None
+
+
+def _cut_targets(video: VideoTargets, starts: np.ndarray, length: float, config: DataConfig,
+                 num_classes: int) -> WindowIndex:
+    """Those of the windows of `length` frames at `starts` [W] that are kept, with their targets."""
     windows = np.stack([starts, starts + length], axis=-1).astype(np.float64)[:, None]  # [W, 1, 2]
     instances = np.asarray(video.segments_frame, np.float64).reshape(1, -1, 2)  # [1, G, 2]
     tioa = segments.tioa(instances, windows)  # [W, G]
@@ -116,7 +142,7 @@ def _index_video(video: VideoTargets, config: DataConfig, num_classes: int, stri
     return WindowIndex(
         video_index=np.full(num_windows, video.index, np.int32),
         start_frame=starts.astype(np.int32),
-        num_frames=np.full(num_windows, min(video.num_frames, length), np.int32),
+        num_frames=np.full(num_windows, min(video.num_frames, config.num_frames), np.int32),
         segments_norm=segments_norm, labels=labels, valid=valid, clip_labels=clip_labels,
     )
 
