@@ -57,6 +57,13 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "replace", fail)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_programs_of_other_modules() -> Iterator[None]:
+    """Compiled programs of all tests together take a worker process 4 GB."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def no_programs_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands that a test calls keep their programs neither in the user's home nor for the next test."""

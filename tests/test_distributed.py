@@ -73,9 +73,12 @@ def read_losses(workdir):
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
-def difference(expected, found):
-    """Largest relative difference (2-norm) of an array, over all arrays but those that nothing depends on."""
+def difference(expected, found, part="model/"):
+    """Largest relative difference (2-norm) of an array, over all arrays of a part (parameters, statistics and averages
+    of the model, or the optimiser's moments) but those that nothing depends on."""
     assert expected.keys() == found.keys()
+    expected = {path: value for path, value in expected.items() if path.startswith(part)}
+    assert len(expected) > 100
     worst = 0.0
     for path, value in expected.items():
         if path.endswith("key/bias"):  # softmax ignores it: its gradient is rounding, of which Adam makes whole steps
@@ -95,7 +98,9 @@ def test_devices_and_hosts_change_nothing(runs, key):
     steps = range(1 if key[0] != "4 ->" else SAVED + 1, STEPS + 1)
     assert list(found) == list(steps)
     assert max(abs(found[step] / expected[step] - 1) for step in steps) <= 1e-5
-    assert difference(*(load_arrays(runs[k] / "checkpoints") for k in ((1, 1), key))) <= 1e-5
+    arrays = [load_arrays(runs[k] / "checkpoints") for k in ((1, 1), key)]
+    assert difference(*arrays) <= 1e-5
+    assert difference(*arrays, "optimizer/") <= 5e-5  # those of the first kernel are small differences of large sums
 
 
 def test_training_is_no_trifle(runs, tmp_path):

@@ -27,7 +27,7 @@ def test_every_block_of_the_walk_through_runs(tmp_path):
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),  # training, detect and inspect compile the same network
     }  # fmt: skip
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=os.environ | variables, capture_output=True,
-                          text=True, timeout=1800)  # fmt: skip
+                          text=True, timeout=1500)  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     walk = tmp_path / "walk"
     for page in ("run/report", "found", "inside"):
