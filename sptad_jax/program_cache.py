@@ -6,7 +6,7 @@ import pathlib
 import jax
 
 from sptad_jax.files import AnyPath
-from sptad_jax.models.conv3d import compiler_options
+from sptad_jax.models.conv3d import calls_onednn
 
 
 def keep_programs(folder: AnyPath | None, dtype: str) -> None:
@@ -15,7 +15,7 @@ def keep_programs(folder: AnyPath | None, dtype: str) -> None:
     Nothing happens where `folder` is None, where JAX_COMPILATION_CACHE_DIR names another, and where the network
     computes in a `dtype` for which it calls oneDNN: such programs cannot be kept (jax 0.12 warns).
     """
-    if folder is not None and "JAX_COMPILATION_CACHE_DIR" not in os.environ and not compiler_options(dtype):
+    if folder is not None and "JAX_COMPILATION_CACHE_DIR" not in os.environ and not calls_onednn(dtype):
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
