@@ -17,6 +17,7 @@ Mode = Literal["direct", "decomposed"]
 # Output channels from which a CPU is faster at a matrix product than at XLA's gradient by the kernel (1.5 to 4.5 times
 # in most of I3D, benchmarks/kernel_gradient.py); with fewer the product is too thin.
 MIN_FEATURES = 64
+GROUP_SIZE = 1 << 22  # numbers; larger matrices only need more memory
 TINY_MAP = 4  # pixels; on maps this small a 2-D convolution costs the CPU two to five times a matrix product
 
 
@@ -68,6 +69,11 @@ def max_pool3d(x: Array, window: Size3, strides: Size3, mode: Mode) -> Array:
     """
     if mode == "direct":
         return nn.max_pool(x, window, strides, "SAME")
+    return _max_by_axis(x, window, strides)
+
+
+@functools.partial(jax.checkpoint, static_argnums=(1, 2))  # keeps x alone; a maximum costs less than to keep its taps
+def _max_by_axis(x: Array, window: Size3, strides: Size3) -> Array:
     dtype = x.dtype
     x = x.astype(wide(x))  # exact; XLA's CPU code for a bfloat16 maximum is four times slower
     for axis in (3, 2, 1):
@@ -86,6 +92,7 @@ def _taps(x: Array, axis: int, window: int, stride: int, fill: float) -> list[Ar
     return [lax.slice_in_dim(x, tap, tap + (length - 1) * stride + 1, stride, axis) for tap in range(window)]
 
 
+@functools.partial(jax.checkpoint, static_argnums=(2,))  # keeps x, and not its taps beside one another
 def _conv_as_2d(x: Array, kernel: Array, strides: Size3) -> Array:
     time, height, width, channels, features = kernel.shape
     x = jnp.concatenate(_taps(x, 1, time, strides[0], 0.0), axis=-1)
@@ -122,6 +129,14 @@ def _conv2d_backward(strides: tuple[int, int], saved: tuple[Array, Array], gradi
 
 
 def _kernel_gradient(x: Array, gradient: Array, shape: tuple[int, ...], strides: tuple[int, int]) -> Array:
+    """The sum over groups of pictures whose matrices (`_kernel_product`) have at most about GROUP_SIZE numbers each."""
+    size = max(x[0].size // strides[0] * shape[0], gradient[0].size * -(-shape[1] // strides[1]))
+    count = min(-(-len(x) * size // GROUP_SIZE), len(x))
+    groups = zip(jnp.array_split(x, count), jnp.array_split(gradient, count))
+    return functools.reduce(jnp.add, (_kernel_product(*group, shape, strides) for group in groups))
+
+
+def _kernel_product(x: Array, gradient: Array, shape: tuple[int, ...], strides: tuple[int, int]) -> Array:
     """One matrix product over all places: what the taps of a column saw, by the gradient shifted along the rows.
 
     Shifts along one axis each keep both matrices small. Along the rows, `strides[1]` neighbours of `x` are channels of
