@@ -6,9 +6,9 @@
 
 Hardware: 2 cores, 6 GB. On a CPU with bfloat16 units and Python 3.12 add `--set model.compute_dtype=bfloat16`: 1.3 to
 1.6 steps a second on two busy cores of an AMD EPYC, 2.9 on an Intel Xeon with AMX. On motion16 (1.7 hours of video to
-train on, 16 classes, other people in the test) this config gave an average mAP@[.3:.7] of 36.0 (measured, bfloat16, 7668
-steps, 98 minutes on shared cores). From scratch, without changes of size and speed, with an action weight of 1 and with
-the clip probability it was 24.1 (26.8 without that); what each of these brings was not measured. Float32 neither.
+train on, 16 classes, other people in the test) this config gave an average mAP@[.3:.7] of 36.0 (measured, bfloat16,
+7668 steps, 98 minutes on shared cores). From scratch, without changes of size and speed, with an action weight of 1 and
+with the clip probability it was 24.1 (26.8 without that); what each of these brings was not measured. Float32 neither.
 """
 
 from sptad_jax.config import Config, DataConfig, InferenceConfig, LossConfig, ModelConfig, TrainConfig

@@ -20,6 +20,7 @@ absl.flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl flags an
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
+SLOWEST = ("test_distributed.py", "test_preemption.py", "test_walkthrough.py")
 ERRORS = pytest.StashKey[Errors]()
 
 
@@ -71,7 +72,11 @@ def no_programs_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests in which Orbax fails: what its threads and coroutines leave behind is collected with them, unwarned."""
+    """The slowest files come first, so that no worker of pytest-xdist is left alone with one of them at the end.
+
+    Tests in which Orbax fails: what its threads and coroutines leave behind is collected with them, unwarned.
+    """
+    items.sort(key=lambda item: item.path.name not in SLOWEST)
     leftovers = ("PytestUnraisableExceptionWarning", "PytestUnhandledThreadExceptionWarning")
     for item in items:
         if "orbax_leftovers" in getattr(item, "fixturenames", ()):
