@@ -24,8 +24,8 @@ TINY_MAP = 4  # pixels; on maps this small a 2-D convolution costs the CPU two t
 def compiler_options(dtype: Any) -> dict[str, bool | str] | None:
     """What `jax.jit` needs for a network that computes in `dtype` on the default backend; None: nothing.
 
-    On a CPU, XLA's own order of operations starts all that could run side by side, which two cores gain nothing from:
-    the order that needs least memory takes 0.6 to 0.75 of its buffers and fewer page faults (benchmarks/RESULTS.md).
+    On a CPU, XLA of jax 0.10 orders operations so that all start that could run side by side, from which two cores gain
+    nothing: the order that needs least memory takes 0.6 to 0.75 of the buffers (benchmarks/RESULTS.md).
     """
     if jax.default_backend() != "cpu":
         return None
