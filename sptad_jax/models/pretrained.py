@@ -89,7 +89,8 @@ def load_i3d(
     if problems and not allow_partial:
         raise UserError(
             f"{report.source}: {len(problems)} paths do not fit the model; check model.width_multiplier and "
-            "model.end_points, or set train.allow_partial=true to load what fits:\n  " + "\n  ".join(problems)
+            f"model.end_points, set {field} to nothing to start from random weights, or train.allow_partial=true to "
+            "load what fits:\n  " + "\n  ".join(problems)
         )
     if not report.loaded:
         raise UserError(f"{report.source}: not one path fits the model; its paths look like {sorted(flat)[:3]}.")
