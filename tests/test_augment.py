@@ -176,7 +176,13 @@ def test_size_jitter(flip):
     assert np.abs(widths - heights).max() > 4
     np.testing.assert_allclose(out["flow"][:, 1, 5, 5, 0], sign * 19.5 / 127.5 * 24 / widths, rtol=1e-3)
     np.testing.assert_allclose(out["flow"][:, 0, 9, 7, 1], -30.5 / 127.5 * 24 / heights, rtol=1e-3)
-    assert np.std(pixels[:, 12, 12, 0]) > 1  # places differ
+    places = []
+    for channel, sides in ((0, widths), (1, heights)):
+        first = pixels[:, 11:13, 11:13, channel].mean(axis=(1, 2)) + 0.5 - sides / 2
+        places.append(first / np.maximum(size - sides, 1e-6))
+    roomy = np.minimum(size - widths, size - heights) > 4
+    assert roomy.sum() > 20 and abs(np.corrcoef(np.array(places)[:, roomy])[0, 1]) < 0.6
+    assert all(np.ptp(place[roomy]) > 0.6 for place in places)
     still = run({"rgb": rgb, "num_frames": np.full(count, 2, np.int32)}, config, train=False)["rgb"]
     np.testing.assert_allclose(still[0, 0], scale(rgb[0, 0, 6:30, 6:30]), atol=1e-6)
 
