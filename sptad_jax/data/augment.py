@@ -40,7 +40,7 @@ def prepare(
 
     spare = jnp.array([height - crop, width - crop])
     offsets = jnp.broadcast_to(spare // 2, (batch_size, 2))
-    flips = jnp.zeros(batch_size, bool)
+    flips, boxes = jnp.zeros(batch_size, bool), None
     if train:
         if key is None:
             raise ValueError("training needs a random key")
@@ -48,19 +48,17 @@ def prepare(
         flips = jax.random.bernoulli(flip_key, config.flip_prob, (batch_size,))
         if config.random_crop:
             offsets = jax.random.randint(crop_key, (batch_size, 2), 0, spare + 1)
-    boxes = None
-    if train and config.size_jitter:
-        boxes = _draw_boxes(jax.random.fold_in(key, 2), batch_size, (height, width), config)  # type: ignore[arg-type]
+        if config.size_jitter:
+            boxes = _draw_boxes(jax.random.fold_in(key, 2), batch_size, (height, width), config)
     real = jnp.arange(num_frames) < batch["num_frames"][:, None]
     pad_value = {"zero": 0.0, "minus_one": -1.0, "afsd": -1.0 if train else 0.0}[config.pad_value]
 
     inputs = {}
     for name, frames in streams.items():
         if boxes is None:
-            frames = _crop(frames, offsets, crop)
-        scaled = (frames.astype(jnp.float32) * 2 - 255) / 255  # in this order 255 is exactly 1
-        if boxes is not None:
-            scaled = _resize(scaled, boxes, crop)
+            scaled = _scale(_crop(frames, offsets, crop))
+        else:
+            scaled = _resize(_scale(frames), boxes, crop)
             if name == "flow":
                 scaled = jnp.clip(scaled * (crop / boxes[:, None, None, None, :1:-1]), -1.0, 1.0)
         flipped = scaled[:, :, :, ::-1]
@@ -71,6 +69,10 @@ def prepare(
             scaled = _jitter_colors(scaled, config.color_jitter, jax.random.fold_in(key, 1))  # type: ignore[arg-type]
         inputs[name] = jnp.where(real[:, :, None, None, None], scaled, pad_value)
     return inputs
+
+
+def _scale(frames: jax.Array) -> jax.Array:
+    return (frames.astype(jnp.float32) * 2 - 255) / 255  # in this order 255 is exactly 1
 
 
 def _jitter_colors(rgb: jax.Array, strength: float, key: jax.Array) -> jax.Array:
