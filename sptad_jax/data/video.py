@@ -13,7 +13,7 @@ from typing import Any
 import av
 import cv2
 import numpy as np
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Interpolation, VideoReformatter
 
 from sptad_jax.errors import UserError
 
@@ -23,10 +23,8 @@ MAX_GAP_SEC = 600.0  # a picture that stands longer comes from damaged time stam
 AHEAD = 4  # pictures that are decoded while one is used
 # names of video files in a folder; a file that is named itself may end in anything
 ENDINGS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".gif")
-# Formats whose planes can be resized one by one -> that of planes of equal size (j: bytes use the full range).
-PLANAR = {f"yuv{j}{chroma}p": f"yuv{j}444p" for j in ("", "j") for chroma in (420, 422, 444)}
-
-cv2.setNumThreads(1)  # videos are handled by several processes; threads inside each would only fight for the cores
+# FFmpeg's scaler without its short cuts: colours at every pixel, rounded to nearest, the same bytes on every CPU.
+EXACT = Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +73,7 @@ class FrameReader:
             self.fps = min(source_fps, self.max_frames / duration_sec)
         for frame, count in _ahead(self._choose()):
             with _explain(self.path):
-                image = _to_square(frame, self.size, self._reformatter)
+                image = _to_rgb(frame, self._reformatter, self.size, self.size)
             for _ in range(count):
                 yield image
 
@@ -117,14 +115,14 @@ def read_frames_at(path: str | os.PathLike[str], times_sec: Sequence[float], hei
     order = np.argsort(times_sec, kind="stable")
     pictures: list[np.ndarray | None] = [None] * len(times_sec)
     waiting = [int(i) for i in order]
-    latest = None
+    latest, reformatter = None, VideoReformatter()
     for start_sec, _, frame in _decode(path, threads=1):
         while waiting and latest is not None and times_sec[waiting[0]] < start_sec - TIME_TOLERANCE_SEC:
-            pictures[waiting.pop(0)] = _to_height(latest, height)
+            pictures[waiting.pop(0)] = _to_rgb(latest, reformatter, height)
         latest = frame
     for i in waiting:
         assert latest is not None
-        pictures[i] = _to_height(latest, height)
+        pictures[i] = _to_rgb(latest, reformatter, height)
     return [picture for picture in pictures if picture is not None]
 
 
@@ -133,9 +131,10 @@ def iterate_frames(path: str | os.PathLike[str]) -> Iterator[tuple[float, float,
 
     One frame is in memory at a time. Raises UserError as `FrameReader`, at the end for a file that is cut short.
     """
+    reformatter = VideoReformatter()
     for start_sec, end_sec, frame in _decode(path, threads=0):
         with _explain(path):
-            image = _to_rgb(frame)
+            image = _to_rgb(frame, reformatter)
         yield start_sec, end_sec, image
 
 
@@ -227,10 +226,10 @@ def _ahead(items: Iterator[Any]) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _explain(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns what FFmpeg and OpenCV raise for a broken file into a sentence. Raises UserError."""
+    """Turns what FFmpeg raises for a broken file into a sentence. Raises UserError."""
     try:
         yield
-    except (av.error.FFmpegError, cv2.error, OSError, ValueError, EOFError, MemoryError) as error:
+    except (av.error.FFmpegError, OSError, ValueError, EOFError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or (str(error).strip().splitlines() or ["too little memory"])[0]
         raise UserError(f"{path}: cannot be decoded ({reason}); the file is broken or no video, obtain it again."
                         ) from None
@@ -250,43 +249,19 @@ def _stated_duration(container: "av.container.InputContainer", stream: "av.video
     return 0.0
 
 
-def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
-    return _turn(frame.to_ndarray(format="rgb24"), frame)
-
-
-def _turn(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
-    """Telephones store the picture lying and a note of how to turn it."""
-    turns = round(getattr(frame, "rotation", 0) / 90) % 4
-    return np.rot90(image, turns) if turns else image
-
-
-def _to_square(frame: av.VideoFrame, size: int, reformatter: VideoReformatter) -> np.ndarray:
-    """uint8 RGB [size, size, 3]. Brightness and colour planes are resized first and made RGB then.
-
-    Both steps are linear, so this gives the pixels of the other order up to rounding, at half the cost for HD.
-    """
-    if frame.format.name not in PLANAR:
-        return resize_image(_to_rgb(frame), size, size)
-    small = av.VideoFrame(size, size, PLANAR[frame.format.name])
-    small.colorspace, small.color_range = frame.colorspace, frame.color_range
-    for source, target in zip(frame.planes, small.planes):
-        plane = np.frombuffer(memoryview(source), np.uint8).reshape(source.height, source.line_size)[:, :source.width]
-        while all(length % 2 == 0 and length >= 4 * size for length in plane.shape):  # halving is OpenCV's fastest
-            plane = resize_image(plane, plane.shape[0] // 2, plane.shape[1] // 2)
-        rows = np.frombuffer(memoryview(target), np.uint8).reshape(size, target.line_size)
-        rows[:, :size] = resize_image(plane, size, size)
-    return np.ascontiguousarray(_turn(reformatter.reformat(small, format="rgb24").to_ndarray(), frame))
-
-
-def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 [H, W, C] or [H, W] to that height and width: areas are averaged, but enlarging is bilinear."""
-    if image.shape[:2] == (height, width):
-        return np.ascontiguousarray(image)
-    shrinks = image.shape[0] >= height and image.shape[1] >= width
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=interpolation)
-
-
-def _to_height(frame: av.VideoFrame, height: int) -> np.ndarray:
-    image = _to_rgb(frame)
-    return resize_image(image, height, max(1, round(image.shape[1] * height / image.shape[0])))
+def _to_rgb(
+    frame: av.VideoFrame, reformatter: VideoReformatter, height: int | None = None, width: int | None = None
+) -> np.ndarray:
+    """Upright uint8 RGB [height, width, 3], by default of the frame's own height, and in its own aspect ratio."""
+    turns = round(getattr(frame, "rotation", 0) / 90) % 4  # telephones store a lying picture and how to turn it
+    own_width, own_height = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
+    height = height or own_height
+    width = width or max(1, round(own_width * height / own_height))
+    shrinks = width <= own_width and height <= own_height
+    method = (Interpolation.AREA if shrinks else Interpolation.BILINEAR) | EXACT
+    size = (height, width) if turns % 2 else (width, height)
+    # in planes, since FFmpeg's code for these is twice as fast as for interleaved bytes
+    planes = reformatter.reformat(frame, *size, "gbrp", interpolation=method | EXACT, threads=1).planes
+    green, blue, red = (np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:, :size[0]]
+                        for plane in planes)
+    return np.ascontiguousarray(np.rot90(cv2.merge((red, green, blue)), turns))
