@@ -55,7 +55,7 @@ def conv3d(x: Array, kernel: Array, strides: Size3, mode: Mode) -> Array:
     if mode == "direct":
         return lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
     if kernel.shape[:3] == (1, 1, 1) and strides == (1, 1, 1):
-        return jnp.einsum("bthwc,co->bthwo", x, kernel[0, 0, 0])
+        return _product(x, kernel[0, 0, 0])
     if x.shape[2] * x.shape[3] <= TINY_MAP:
         return _conv_as_product(x, kernel, strides)
     return _conv_as_2d(x, kernel, strides)
@@ -67,9 +67,8 @@ def max_pool3d(x: Array, window: Size3, strides: Size3, mode: Mode) -> Array:
     "decomposed" takes the maximum axis by axis over shifted slices: the gradient of XLA's `reduce_window` is an order
     of magnitude slower on CPU. Where samples tie, "direct" sends the gradient to the first, "decomposed" shares it.
     """
-    if mode == "direct":
-        return nn.max_pool(x, window, strides, "SAME")
-    return _max_by_axis(x, window, strides)
+    with jax.named_scope("max_pool"):
+        return nn.max_pool(x, window, strides, "SAME") if mode == "direct" else _max_by_axis(x, window, strides)
 
 
 @functools.partial(jax.checkpoint, static_argnums=(1, 2))  # keeps x alone; a maximum costs less than to keep its taps
@@ -90,6 +89,25 @@ def _taps(x: Array, axis: int, window: int, stride: int, fill: float) -> list[Ar
     if any(padding[axis]):
         x = jnp.pad(x, padding, constant_values=fill)
     return [lax.slice_in_dim(x, tap, tap + (length - 1) * stride + 1, stride, axis) for tap in range(window)]
+
+
+@jax.custom_vjp
+def _product(x: Array, kernel: Array) -> Array:
+    return jnp.einsum("bthwc,co->bthwo", x, kernel)
+
+
+def _product_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    gradient = lax.optimization_barrier(gradient)  # or XLA computes it once more for its transpose, row by row
+    return jnp.einsum("bthwo,co->bthwc", gradient, kernel), _sum_of_products(x, gradient)
+
+
+_product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _product_backward)
+
+
+def _sum_of_products(x: Array, gradient: Array) -> Array:
+    """[..., C], [..., O] -> [C, O]. XLA transposes the operand that comes first; this has fewer channels, mostly."""
+    return jnp.einsum("no,nc->oc", gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])).T
 
 
 @functools.partial(jax.checkpoint, static_argnums=(2,))  # keeps x, and not its taps beside one another
@@ -152,7 +170,7 @@ def _kernel_product(x: Array, gradient: Array, shape: tuple[int, ...], strides: 
     gradient = jnp.pad(gradient, ((0, 0), (0, 0), (shifts - 1, shifts - 1), (0, 0)))
     moved = [gradient[:, :, shifts - 1 - shift:][:, :, :places] for shift in range(shifts)]
     seen, became = lax.optimization_barrier((seen, jnp.concatenate(moved, axis=-1)))
-    product = jnp.einsum("nhwc,nhwo->co", seen, became).reshape(height, stride, channels, shifts, features)
+    product = _sum_of_products(seen, became).reshape(height, stride, channels, shifts, features)
     return jnp.transpose(product, (0, 3, 1, 2, 4)).reshape(height, shifts * stride, channels, features)[:, :width]
 
 

@@ -122,7 +122,8 @@ def compute_losses(predictions: dict[str, Array], batch: dict[str, Array], confi
                         "give one weight per stage, or none.")
     targets = (batch["segments_norm"], batch["labels"], batch["valid"])
     if matches is None:
-        matches = matching.match(class_logits, segments_se, *targets, config, mesh=mesh)
+        with jax.named_scope("matching"):
+            matches = matching.match(class_logits, segments_se, *targets, config, mesh=mesh)
     if num_positives is None:
         num_positives = count_positives(batch["valid"])
     stage_weights = jnp.asarray(config.stage_weights or (1.0,) * num_stages, jnp.float32)

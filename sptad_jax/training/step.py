@@ -80,7 +80,8 @@ def make_train_step(
 
     def loss_of(params: Any, batch_stats: Any, batch: Batch, num_positives: Array, keys: tuple[Array, Array]):
         params = optimizer.stop_frozen(params, config)
-        inputs = augment.prepare(batch, config.data, keys[0], train=True)
+        with jax.named_scope("augmentation"):
+            inputs = augment.prepare(batch, config.data, keys[0], train=True)
         frame_mask = jnp.arange(config.data.num_frames) < batch["num_frames"][:, None]
         (predictions, _), updates = model.apply(
             {"params": params, "batch_stats": batch_stats},
@@ -90,14 +91,15 @@ def make_train_step(
             rngs={"dropout": keys[1]},
             mutable=["batch_stats"],
         )
-        total, metrics = losses.compute_losses(
-            predictions,
-            batch,
-            config.loss,
-            mesh=mesh,
-            num_positives=num_positives,
-            num_groups=len(config.model.streams) if config.model.fusion == "late" else 1,
-        )
+        with jax.named_scope("losses"):
+            total, metrics = losses.compute_losses(
+                predictions,
+                batch,
+                config.loss,
+                mesh=mesh,
+                num_positives=num_positives,
+                num_groups=len(config.model.streams) if config.model.fusion == "late" else 1,
+            )
         return total, (metrics, updates.get("batch_stats", batch_stats))
 
     gradient = jax.value_and_grad(loss_of, has_aux=True)
@@ -111,12 +113,13 @@ def make_train_step(
         else:
             grads, metrics, batch_stats = _accumulate(gradient, *whole, batch, num_positives, keys, accumulate)
         grads = _split(grads, sharded_on)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema_params = state.ema_params
-        if config.train.ema_decay:
-            ema_params = optimizer.update_ema(ema_params, params, config.train.ema_decay)
-        metrics["grad_norm"] = optax.tree.norm(grads)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            ema_params = state.ema_params
+            if config.train.ema_decay:
+                ema_params = optimizer.update_ema(ema_params, params, config.train.ema_decay)
+            metrics["grad_norm"] = optax.tree.norm(grads)
         state = state.replace(
             step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema_params=ema_params
         )

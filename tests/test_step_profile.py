@@ -1,0 +1,47 @@
+"""The profile of a training step: that every part is found, and that no time is counted twice."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import step_profile
+from sptad_jax.config import load_config
+from sptad_jax.training import step
+
+TINY = ["data.num_frames=16", "data.crop_size=32", "train.batch_size=1", "model.width_multiplier=0.0625",
+        "model.hidden_dim=16", "model.num_heads=2", "model.dynamic_dim=4", "model.ffn_dim=16", "model.num_stages=1",
+        'model.streams=["rgb"]', "model.conv_mode=direct"]
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def test_every_part_is_found(monkeypatch):
+    """Catches a scope that was renamed in the network or the step, whose time would then stand under another name."""
+    monkeypatch.setattr(step, "compiler_options", lambda dtype: FAST)
+    seconds, scopes = step_profile.profile_step(load_config("configs/custom.py", TINY), steps=1)
+    parts = step_profile.sum_parts(seconds, scopes)
+    assert step_profile.PARTS.keys() - parts.keys() <= {"rest of the backbones", "rest of the detection head"}
+    assert sum(parts.values()) == pytest.approx(sum(seconds.values()))
+
+
+@given(st.recursive(st.just([]), lambda children: st.lists(st.tuples(st.integers(0, 2), children), max_size=3),
+                    max_leaves=12))
+def test_time_within_another_operation_counts_once(tree):
+    """Against a count of units of time, each of which belongs to the innermost operation that is running."""
+    events, owner = [], {}
+
+    def lay_out(children, start, depth):
+        end = start
+        for gap, inner in children:
+            begin = end + gap
+            end = lay_out(inner, begin, depth + 1) + 1
+            name = len(events)
+            events.append((begin, end, name))
+            for unit in range(begin, end):
+                if unit not in owner or owner[unit][0] < depth:
+                    owner[unit] = (depth, name)
+        return end
+
+    lay_out(tree, 0, 0)
+    found = dict(step_profile.own_times(events))
+    for name in found:
+        assert found[name] == sum(1 for _, innermost in owner.values() if innermost == name)
