@@ -41,8 +41,9 @@ PARTS = ("backbone", "gradient", "detector", "step", "memory", "batch")
 BASE = ("train.batch_size=1", "data.random_crop=false", "data.flip_prob=0")  # the same windows on both sides
 # relative error (2-norm) of what the sides compute
 TOLERANCE = {"float32": 1e-3, "tf32": 1e-2, "bfloat16": 1e-1}
-# Of gradients at least this: rounding decides some ReLUs and maxima otherwise, and each moves them (docs/parity.md).
-GRADIENT_TOLERANCE = 5e-2
+# Of gradients: rounding decides some ReLUs and maxima otherwise, and each moves them (docs/parity.md); in bfloat16 the
+# sides differ by 0.11 in the first kernel, behind all layers. A swapped axis or a wrong stride differs by 1 and more.
+GRADIENT_TOLERANCE = {"float32": 5e-2, "tf32": 5e-2, "bfloat16": 2e-1}
 # Of the second training step: the first one moved every parameter by the sign of its gradient, and rounding decides the
 # sign of those near zero. A wrong rate, sign or decay differs by more.
 SECOND_STEP_TOLERANCE = 1e-1
@@ -139,7 +140,7 @@ def compare(part: str, config: Config, precision: str, mode: str, repeats: int, 
 
 def refuse_difference(sides: dict[str, Callable[[], dict[str, Any]]], precision: str, where: str) -> None:
     """Runs every side twice, so that a training step shows its change too; ends the program where they differ."""
-    tolerance = max(TOLERANCE[precision], GRADIENT_TOLERANCE if where.startswith("gradient") else 0.0)
+    tolerance = (GRADIENT_TOLERANCE if where.startswith("gradient") else TOLERANCE)[precision]
     for attempt in range(2):
         if attempt and where.startswith("step"):
             tolerance = max(tolerance, SECOND_STEP_TOLERANCE)
