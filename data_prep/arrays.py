@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import cv2
 import numpy as np
 
+from sptad_jax.data.video import resize_image
 from sptad_jax.errors import UserError
 
 RATE_TOLERANCE = 0.1  # share of a stated duration by which arrays at the given rate may miss it
@@ -50,7 +51,7 @@ class ArrayReader:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for frame in self.array:
-            yield _resize(np.asarray(frame), self.size)
+            yield resize_image(np.asarray(frame), self.size, self.size)
 
 
 class FlowReader:
@@ -177,14 +178,6 @@ def _fit(field: np.ndarray, size: int) -> np.ndarray:
     height, width = field.shape[:2]
     if (height, width) == (size, size):
         return field
-    centred = _resize(field.astype(np.float32) - 127.5, size)
+    centred = resize_image(field.astype(np.float32) - 127.5, size, size)
     scaled = centred * np.array([size / width, size / height], np.float32) + 127.5
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
-
-
-def _resize(image: np.ndarray, size: int) -> np.ndarray:
-    """[H, W, C] to [size, size, C]: areas are averaged, but enlarging is bilinear."""
-    if image.shape[:2] == (size, size):
-        return np.ascontiguousarray(image)
-    interpolation = cv2.INTER_AREA if min(image.shape[:2]) >= size else cv2.INTER_LINEAR
-    return cv2.resize(np.ascontiguousarray(image), (size, size), interpolation=interpolation)

@@ -265,3 +265,12 @@ def _to_rgb(
     green, blue, red = (np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:, :size[0]]
                         for plane in planes)
     return np.ascontiguousarray(np.rot90(cv2.merge((red, green, blue)), turns))
+
+
+def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """[H, W, C] or [H, W] of any dtype to that height and width: areas are averaged, enlarging is bilinear."""
+    if image.shape[:2] == (height, width):
+        return np.ascontiguousarray(image)
+    shrinks = image.shape[0] >= height and image.shape[1] >= width
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=interpolation)
