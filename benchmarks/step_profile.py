@@ -118,6 +118,7 @@ def own_times(events: Iterable[tuple[float, float, Any]]) -> list[tuple[Any, flo
 
 
 def sum_parts(seconds: dict[str, float], scopes: dict[str, str]) -> dict[str, float]:
+    """The seconds of operations, added up by PARTS."""
     parts: dict[str, float] = collections.defaultdict(float)
     for name, spent in seconds.items():
         scope = scopes.get(name, "")
