@@ -107,6 +107,8 @@ class DataConfig:
     flip_prob: float = 0.5  # horizontal flip of a training window
     flip_negates_flow_x: bool = False  # physically right; AFSD does not
     color_jitter: float = 0.0  # deviation of a random affine map of RGB values, one a training window; 0: off
+    shear_jitter: float = 0.0  # largest shear of a training crop along either axis, as a share of its side
+    mix_prob: float = 0.0  # share of training windows shown at once with another: mean of pictures, sum of flows
     speed_jitter: float = 0.0  # log of the largest factor by which a training window is sped up or slowed down
     shuffle_labels: bool = False  # control experiment: training labels permuted among all instances
     read_threads: int = 2  # of the Grain pipeline
@@ -278,8 +280,10 @@ def validate(config: Config) -> None:
         (data.num_frames % 16 == 0, "data.num_frames must be a multiple of 16, the stride of the coarsest level"),
         (data.crop_size >= 16, "data.crop_size must be at least 16 pixels"),
         (0 <= data.flip_prob <= 1, "data.flip_prob is a probability"),
+        (0 <= data.mix_prob <= 1, "data.mix_prob is a probability"),
         (min(data.color_jitter, data.size_jitter, data.speed_jitter) >= 0,
          "data.color_jitter, data.size_jitter and data.speed_jitter must not be negative"),
+        (0 <= data.shear_jitter < 1, "data.shear_jitter must lie in [0, 1)"),
         (train.batch_size % train.accumulate == 0, "train.batch_size must be a multiple of train.accumulate"),
         (train.epochs > 0 and train.batch_size > 0, "train.epochs and train.batch_size must be positive"),
         (train.learning_rate > 0, "train.learning_rate must be positive"),

@@ -143,14 +143,57 @@ def test_color_jitter_stays_in_range_and_out_of_testing(batch):
 def test_resize_against_scipy(batch):
     """Squares shifted by half a pixel, height taken for width, borders that fade to grey."""
     frames = scale(batch["rgb"][:2]).astype(np.float32)
-    boxes = np.array([[1.5, 0.0, 30.25, 36.0], [0.0, 7.0, 36.0, 20.5]], np.float32)
+    boxes = np.array([[1.5, 0.0, 30.25, 36.0, 0, 0], [0.0, 7.0, 36.0, 20.5, 0, 0]], np.float32)
     found = np.asarray(_resize(frames, boxes, 24))
-    for window, (y, x, height, width), out in zip(frames, boxes, found):
+    for window, (y, x, height, width, *_), out in zip(frames, boxes, found):
         steps = (np.arange(24) + 0.5) / 24
         grid = np.meshgrid(y + steps * height - 0.5, x + steps * width - 0.5, indexing="ij")
         for frame, channel in ((0, 0), (3, 2)):
             wanted = scipy.ndimage.map_coordinates(window[frame, :, :, channel], grid, order=1, mode="nearest")
             np.testing.assert_allclose(out[frame, :, :, channel], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("lean", [(0.2, 0.0), (0.0, -0.25), (0.15, 0.1), (-0.12, 0.12)])
+def test_leaning_boxes_against_scipy(lean):
+    """A lean about a corner in place of the middle, the two axes taken for one another, a sign; within the frames and
+    beyond their borders, on pictures so smooth that one lookup of four neighbours and two of two give the same."""
+    y, x = np.meshgrid(np.arange(SIZE), np.arange(SIZE), indexing="ij")
+    picture = (np.sin(x / 7) * np.cos(y / 9 + 1)).astype(np.float32)
+    top, left, height, width = 7.5, 5.25, 20.0, 24.5
+    u, v = np.meshgrid((np.arange(20) + 0.5) / 20 - 0.5, (np.arange(20) + 0.5) / 20 - 0.5, indexing="ij")
+    grid = [top + height / 2 - 0.5 + height * (u + lean[0] * v), left + width / 2 - 0.5 + width * (v + lean[1] * u)]
+    assert min(grid[0].min(), grid[1].min()) > 0 and max(grid[0].max(), grid[1].max()) < SIZE - 1
+    box = np.array([[top, left, height, width, *lean]], np.float32)
+    out = np.asarray(_resize(picture[None, None, ..., None], box, 20))[0, 0, ..., 0]
+    wanted = scipy.ndimage.map_coordinates(picture, grid, order=3)
+    assert np.abs(wanted - picture[7:27, 7:27]).max() > 0.1
+    np.testing.assert_allclose(out, wanted, atol=0.01)
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_shear_jitter(flip):
+    """Flow that is not turned with its picture, or by the transpose: a point of the frame and where its flow takes it
+    must be as far apart in the output as the flow there says. Leans out of their range, alike in all windows or both
+    axes; sizes that change unasked; test windows that lean. Read off pictures whose bytes are coordinates."""
+    count, size, crop = 48, SIZE, 20
+    y, x = np.meshgrid(np.arange(size), np.arange(size), indexing="ij")
+    rgb = np.broadcast_to(np.stack([x, y, x], -1).astype(np.uint8) * 5, (count, 1, size, size, 3))
+    flow = np.broadcast_to(np.array([127 + 30, 127 - 50], np.uint8), (count, 1, size, size, 2))
+    config = DataConfig(crop_size=crop, flip_prob=flip, flip_negates_flow_x=True, shear_jitter=0.2)
+    batch = {"rgb": rgb, "flow": flow, "num_frames": np.full(count, 1, np.int32)}
+    out = run(batch, config)
+    place = (out["rgb"][:, 0, ..., :2] + 1) * 127.5 / 5  # (x, y) of the frame, of each pixel
+    steps = [(place[:, 10, 11] - place[:, 10, 10]), (place[:, 11, 10] - place[:, 10, 10])]  # a column, a row further on
+    vector = (out["flow"][:, 0, 10, 10] * 127.5)[:, :, None]  # in pixels of the output
+    moved = vector[:, 0] * steps[0] + vector[:, 1] * steps[1]
+    np.testing.assert_allclose(moved, np.broadcast_to([29.5, -50.5], (count, 2)), rtol=1e-3)
+    sign = -1 if flip else 1
+    np.testing.assert_allclose([steps[0][:, 0], steps[1][:, 1]], [[sign] * count, [1] * count], atol=1e-3)
+    leans = np.array([sign * steps[0][:, 1], steps[1][:, 0]])
+    assert np.abs(leans).max() <= 0.2 + 1e-3 and (np.std(leans, axis=1) > 0.08).all()
+    assert abs(np.corrcoef(leans)[0, 1]) < 0.5
+    still = run(batch, config, train=False)["rgb"]
+    np.testing.assert_allclose(still[0, 0], scale(rgb[0, 0, 8:28, 8:28]), atol=1e-6)
 
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])

@@ -13,7 +13,7 @@ import pytest
 
 from sptad_jax.config import DataConfig, TrainConfig
 from sptad_jax.data.datasets import open_dataset
-from sptad_jax.data.pipeline import make_test_batches, make_training_batches
+from sptad_jax.data.pipeline import make_test_batches, make_training_batches, mix_windows
 from sptad_jax.errors import UserError
 from tests.reference.tiny_dataset import make_tiny_dataset
 
@@ -114,10 +114,73 @@ def test_epochs_are_permutations(dataset):
     assert len({tuple(epoch) for epoch in epochs}) == 6
 
 
-@pytest.mark.parametrize("jitter", [0.0, 0.3])
-def test_order_depends_on_seed_alone(dataset, jitter):
+def test_mix_windows():
+    """Sums that wrap around in uint8, targets that overwrite one another or are lost, a window of another length mixed
+    with padding, more targets than slots, an input that is written into."""
+    def window(seed, count, num_frames=4):
+        rng = np.random.default_rng(seed)
+        valid = np.arange(3) < count
+        return {"rgb": rng.integers(0, 256, (4, 2, 2, 3), np.uint8), "flow": rng.integers(0, 256, (4, 2, 2, 2), np.uint8),
+                "segments_norm": rng.random((3, 2), np.float32) * valid[:, None], "labels": rng.integers(1, 9, 3) * valid,
+                "valid": valid, "clip_labels": rng.integers(0, 2, 9).astype(np.float32),
+                "num_frames": np.int32(num_frames), "video_index": np.int32(seed), "start_frame": np.int32(7 * seed)}
+
+    for first, second in [(window(0, 1), window(1, 2)), (window(2, 0), window(3, 3)), (window(4, 2), window(5, 0))]:
+        mixed, untouched = mix_windows(first, second), window(int(first["video_index"]), int(first["valid"].sum()))
+        assert_same([first], [untouched])
+        for at in np.ndindex(4, 2, 2):
+            for channel in range(3):
+                mean = (int(first["rgb"][at][channel]) + int(second["rgb"][at][channel])) / 2
+                assert 0 <= mixed["rgb"][at][channel] - mean <= 0.5
+            for channel in range(2):
+                total = sum(int(one["flow"][at][channel]) - 128 for one in (first, second))
+                assert mixed["flow"][at][channel] == min(max(total, -128), 127) + 128
+        rows = [(*one["segments_norm"][i], one["labels"][i]) for one in (first, second) for i in range(3)
+                if one["valid"][i]]
+        assert [(*s, v) for s, v, ok in zip(mixed["segments_norm"], mixed["labels"], mixed["valid"]) if ok] == rows
+        np.testing.assert_array_equal(mixed["clip_labels"] > 0, (first["clip_labels"] + second["clip_labels"]) > 0)
+        assert {name: mixed[name].dtype for name in mixed} == {name: np.asarray(first[name]).dtype for name in first}
+        assert (mixed["video_index"], mixed["start_frame"]) == (first["video_index"], first["start_frame"])
+    assert mix_windows(window(0, 2), window(1, 2))["valid"].sum() == 2
+    assert_same([mix_windows(window(0, 1), window(1, 1, num_frames=3))], [window(0, 1)])
+
+
+@pytest.mark.parametrize("prob", [0.0, 0.5, 1.0])
+def test_mix_prob(dataset, prob):
+    """A share of mixed windows other than asked; partners that are always of the same batch or the same place; windows
+    mixed with what no training window shows; mixed test windows."""
+    config = dataclasses.replace(DATA, mix_prob=prob)
+    plain = take(make_training_batches(dataset, DATA, TRAIN, BOTH), 30)
+    mixed = take(make_training_batches(dataset, config, TRAIN, BOTH), 30)
+    assert places(plain) == places(mixed)
+    rows = {}
+    for batch in plain:
+        for i in range(6):
+            row = {name: value[i] for name, value in batch.items()}
+            rows[int(row["video_index"]), int(row["start_frame"])] = row
+    partners = []
+    for batch, same in zip(mixed, plain):
+        for i in range(6):
+            first = {name: value[i] for name, value in same.items()}
+            row = {name: value[i] for name, value in batch.items()}
+            if (row["rgb"] == first["rgb"]).all():
+                continue
+            (partner,) = [place for place, other in rows.items()
+                          if (mix_windows(first, other)["rgb"] == row["rgb"]).all()
+                          and (mix_windows(first, other)["flow"] == row["flow"]).all()]
+            assert_same([mix_windows(first, rows[partner])], [row])
+            partners.append(partner)
+    # the short video's windows, and a window with itself, stay as they are
+    assert {0.0: 0, 0.5: 50, 1.0: 110}[prob] <= len(partners) <= {0.0: 0, 0.5: 100, 1.0: 170}[prob]
+    assert not prob or len(set(partners)) == len(rows) - 1
+    test = [list(make_test_batches(dataset, data, 3, BOTH)) for data in (DATA, config)]
+    assert_same(*test)
+
+
+@pytest.mark.parametrize(("jitter", "mix"), [(0.0, 0.0), (0.3, 0.5)])
+def test_order_depends_on_seed_alone(dataset, jitter, mix):
     """Threads that race, or a forgotten seed, would make runs irreproducible."""
-    jittered = dataclasses.replace(DATA, speed_jitter=jitter)
+    jittered = dataclasses.replace(DATA, speed_jitter=jitter, mix_prob=mix)
     expected = take(make_training_batches(dataset, jittered, TRAIN, BOTH), 9)
     for threads in (0, 4):
         config = dataclasses.replace(jittered, read_threads=threads)
@@ -207,11 +270,12 @@ def test_state_of_other_readers_and_of_another_sequence(dataset):
 
 def test_processes_share_each_batch(dataset):
     """Two hosts together must see the batch that one would see: else results depend on the number of hosts."""
-    whole = places(take(make_training_batches(dataset, DATA, TRAIN, ("rgb",)), 8))
-    parts = [places(take(make_training_batches(dataset, DATA, TRAIN, ("rgb",), process_index=i, process_count=2), 8))
+    data = dataclasses.replace(DATA, speed_jitter=0.3, mix_prob=0.5)
+    whole = take(make_training_batches(dataset, data, TRAIN, ("rgb",)), 8)
+    parts = [take(make_training_batches(dataset, data, TRAIN, ("rgb",), process_index=i, process_count=2), 8)
              for i in range(2)]
-    for batch, left, right in zip(whole, *parts):
-        assert left + right == batch  # in place: random crops and flips are drawn by place
+    for batch, left, right in zip(whole, *parts):  # in place: random crops and flips are drawn by place
+        assert_same([{name: np.concatenate([left[name], right[name]]) for name in batch}], [batch])
     with pytest.raises(UserError, match=r"batch_size \(6\).*processes \(4\)"):
         make_training_batches(dataset, DATA, TRAIN, ("rgb",), process_index=0, process_count=4)
 

@@ -16,7 +16,9 @@ def prepare(
     Training cuts one random square out of each window and flips it with probability `flip_prob`; every frame of the
     window and both streams share the draw. With `size_jitter` s > 0 it cuts a rectangle instead, whose height and width
     are `crop_size` times exp(u), u uniform in -s..s for each, at most those of the frames, and resizes it to the square
-    by linear interpolation; the flow grows as its frames do. Testing cuts the central square. Bytes become
+    by linear interpolation. With `shear_jitter` s it is a parallelogram, each of whose sides leans by a share u of the
+    other, uniform in -s..s: shears and small rotations. The flow is turned and grows as its frames do. Testing cuts
+    the central square. Bytes become
     x / 255 * 2 - 1 (as AFSD, AFSD/common/thumos_dataset.py:264). With `color_jitter` s, training maps the RGB values v
     of a window to M v + b, kept in [-1, 1], where M is the identity plus normal noise of deviation s and b is such
     noise: brightness, contrast, hue and saturation in one draw, alike in all frames. Then frames from num_frames on get
@@ -24,7 +26,7 @@ def prepare(
 
     Args:
       batch: "rgb" uint8 [B, F, H, W, 3] and/or "flow" uint8 [B, F, H, W, 2], and "num_frames" int32 [B].
-      config: crop_size, random_crop, size_jitter, flip_prob, flip_negates_flow_x, color_jitter and pad_value are read.
+      config: crop_size, random_crop, size_jitter, shear_jitter, flip_prob, flip_negates_flow_x, color_jitter and pad_value are read.
       key: random key of the step; needed in training only.
       train: augment, or not.
 
@@ -48,7 +50,7 @@ def prepare(
         flips = jax.random.bernoulli(flip_key, config.flip_prob, (batch_size,))
         if config.random_crop:
             offsets = jax.random.randint(crop_key, (batch_size, 2), 0, spare + 1)
-        if config.size_jitter:
+        if config.size_jitter or config.shear_jitter:
             boxes = _draw_boxes(jax.random.fold_in(key, 2), batch_size, (height, width), config)
     real = jnp.arange(num_frames) < batch["num_frames"][:, None]
     pad_value = {"zero": 0.0, "minus_one": -1.0, "afsd": -1.0 if train else 0.0}[config.pad_value]
@@ -60,7 +62,7 @@ def prepare(
         else:
             scaled = _resize(_scale(frames), boxes, crop)
             if name == "flow":
-                scaled = jnp.clip(scaled * (crop / boxes[:, None, None, None, :1:-1]), -1.0, 1.0)
+                scaled = jnp.clip(_turn_flow(scaled, boxes, crop), -1.0, 1.0)
         flipped = scaled[:, :, :, ::-1]
         if name == "flow" and config.flip_negates_flow_x:
             flipped = flipped * jnp.array([-1.0, 1.0])
@@ -83,25 +85,52 @@ def _jitter_colors(rgb: jax.Array, strength: float, key: jax.Array) -> jax.Array
 
 
 def _draw_boxes(key: jax.Array, count: int, size: tuple[int, int], config: DataConfig) -> jax.Array:
-    """Rectangles (y, x, height, width) in pixels within frames of `size` (height, width), float32 [count, 4]."""
+    """Parallelograms about rectangles within frames of `size` (height, width), float32 [count, 6].
+
+    (y, x, height, width) of the rectangle in pixels, and by which share of the height the upper side leans, and by which
+    share of the width the left one.
+    """
     sides_key, place_key = jax.random.split(key)
     factors = jnp.exp(jax.random.uniform(sides_key, (count, 2), minval=-config.size_jitter, maxval=config.size_jitter))
     sides = jnp.minimum(config.crop_size * factors, jnp.array(size, jnp.float32))
     places = jax.random.uniform(place_key, (count, 2)) if config.random_crop else 0.5
-    return jnp.concatenate([places * (jnp.array(size) - sides), sides], axis=-1)
+    shear = config.shear_jitter
+    leaning = jax.random.uniform(jax.random.fold_in(key, 3), (count, 2), minval=-shear, maxval=shear)
+    return jnp.concatenate([places * (jnp.array(size) - sides), sides, leaning], axis=-1)
 
 
 def _resize(frames: jax.Array, boxes: jax.Array, crop: int) -> jax.Array:
-    """Boxes [B, 4] out of float [B, F, H, W, C], as [B, F, crop, crop, C]: two products with sparse weights."""
-    weights = []
-    for axis, size in enumerate(frames.shape[2:4]):
-        first, side = boxes[:, axis, None], boxes[:, axis + 2, None]
-        centers = first + (jnp.arange(crop) + 0.5) * (side / crop) - 0.5  # in units of pixel centres
-        distance = jnp.abs(jnp.clip(centers, 0, size - 1)[..., None] - jnp.arange(size))  # [B, crop, size]
-        weights.append(jnp.maximum(1 - distance, 0))
+    """Parallelograms [B, 6] out of float [B, F, H, W, C], as [B, F, crop, crop, C].
+
+    The picture at (u, v), both in -1/2..1/2 from the middle, is that of the frame at y = y_mid + height (u + a v),
+    x = x_mid + width (v + b u). Done along x first, where u follows from y and v, then along y: two products with sparse
+    weights (Catmull and Smith 1980), where a lookup of four neighbours would be slow on every device.
+    """
+    height, width = frames.shape[2:4]
+    y_side, x_side, lean_y, lean_x = (boxes[:, i, None, None] for i in range(2, 6))
+    y_mid, x_mid = boxes[:, 0, None, None] + y_side / 2 - 0.5, boxes[:, 1, None, None] + x_side / 2 - 0.5
+    u = v = (jnp.arange(crop) + 0.5) / crop - 0.5
+    y = y_mid + y_side * (u + lean_y * v[:, None])  # [B, crop along x, crop along y]
+    u_of_row = (jnp.arange(height)[:, None] - y_mid) / y_side - lean_y * v  # [B, height, crop along x]
+    x = x_mid + x_side * (v + lean_x * u_of_row)
+    along_x, along_y = _interpolation(x, width), _interpolation(y, height)
     highest = jax.lax.Precision.HIGHEST
-    frames = jnp.einsum("bih,bfhwc->bfiwc", weights[0], frames, precision=highest)
-    return jnp.einsum("bjw,bfiwc->bfijc", weights[1], frames, precision=highest)
+    frames = jnp.einsum("byjx,bfyxc->bfyjc", along_x, frames, precision=highest)
+    return jnp.einsum("bjiy,bfyjc->bfijc", along_y, frames, precision=highest)
+
+
+def _interpolation(places: jax.Array, size: int) -> jax.Array:
+    """Weights [..., size] of linear interpolation at places [...] in pixels; the border pixel goes on beyond it."""
+    return jnp.maximum(1 - jnp.abs(jnp.clip(places, 0, size - 1)[..., None] - jnp.arange(size)), 0)
+
+
+def _turn_flow(flow: jax.Array, boxes: jax.Array, crop: int) -> jax.Array:
+    """Flow [B, F, crop, crop, 2] (x, y) of pixels of the frames, in pixels of their parallelograms [B, 6]."""
+    lean_y, lean_x = boxes[:, 4], boxes[:, 5]
+    x, y = crop / boxes[:, 3], crop / boxes[:, 2]
+    # inverse of [[1, b], [a, 1]], which takes steps (v, u) to steps of the frame
+    rows = jnp.array([[x, -lean_x * y], [-lean_y * x, y]]) / (1 - lean_y * lean_x)
+    return jnp.einsum("ocb,bfhwc->bfhwo", rows, flow, precision=jax.lax.Precision.HIGHEST)
 
 
 def _crop(frames: jax.Array, offsets: jax.Array, crop: int) -> jax.Array:

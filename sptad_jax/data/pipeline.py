@@ -50,6 +50,10 @@ class WindowSource:
             window["flow"] = np.clip(np.rint(grown), 0, 255).astype(np.uint8)
         return window | {name: getattr(index, name)[0] for name in TARGETS}
 
+    def read(self, position: int, factor: float) -> Batch:
+        """A training window, stretched where data.speed_jitter asks for it."""
+        return self.read_stretched(position, factor) if self.config.speed_jitter else self[position]
+
     def __getitem__(self, position: Any) -> Batch:
         i = min(int(position), len(self.index) - 1)
         video, start = int(self.index.video_index[i]), int(self.index.start_frame[i])
@@ -70,7 +74,7 @@ class ReadRows:
     """Positions of a whole batch -> the windows of rows first..last-1, stacked.
 
     A process reads neighbouring rows, so that its windows stand at the same places of the global batch for any number
-    of processes: speeds, random crops and flips are drawn by place.
+    of processes: speeds, partners, random crops and flips are drawn by place.
     """
 
     source: WindowSource
@@ -78,11 +82,40 @@ class ReadRows:
     last: int
 
     def __call__(self, positions: np.ndarray, rng: np.random.Generator) -> Batch:
-        jitter = self.source.config.speed_jitter
-        factors = np.exp(rng.uniform(-jitter, jitter, len(positions)))
-        rows = [self.source.read_stretched(int(position), factor) if jitter else self.source[position]
-                for position, factor in list(zip(positions, factors))[self.first:self.last]]
+        jitter, mix_prob = self.source.config.speed_jitter, self.source.config.mix_prob
+        factors = np.exp(rng.uniform(-jitter, jitter, (2, len(positions))))
+        others = rng.integers(len(self.source.index), size=len(positions))
+        is_mixed = rng.random(len(positions)) < mix_prob
+        rows = []
+        for i in range(self.first, self.last):
+            row = self.source.read(int(positions[i]), factors[0, i])
+            if is_mixed[i]:
+                row = mix_windows(row, self.source.read(int(others[i]), factors[1, i]))
+            rows.append(row)
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def mix_windows(window: Batch, other: Batch) -> Batch:
+    """Two windows shown at once, as a double exposure: the mean of their pictures, the sum of their flows, the targets
+    of both. mixup (Zhang et al. 2018, arXiv 1710.09412) at 1/2, with the labels of detection (Zhang et al. 2019,
+    arXiv 1902.04103, section 3.1): every target counts in full.
+
+    Both as WindowSource gives them in training, uint8 frames. Returns the first unchanged where they differ in real
+    frames or have more targets together than slots; its place (video_index, start_frame) is that of the first.
+    """
+    counts = int(window["valid"].sum()), int(other["valid"].sum())
+    if window["num_frames"] != other["num_frames"] or sum(counts) > len(window["valid"]):
+        return window
+    mixed = dict(window)
+    if "rgb" in window:
+        mixed["rgb"] = ((window["rgb"].astype(np.uint16) + other["rgb"] + 1) // 2).astype(np.uint8)
+    if "flow" in window:  # whoever moves keeps the speed; 128 is no flow
+        mixed["flow"] = np.clip(window["flow"].astype(np.int16) + other["flow"] - 128, 0, 255).astype(np.uint8)
+    for name in ("segments_norm", "labels", "valid"):
+        mixed[name] = window[name].copy()
+        mixed[name][counts[0]:sum(counts)] = other[name][:counts[1]]
+    mixed["clip_labels"] = np.maximum(window["clip_labels"], other["clip_labels"])
+    return mixed
 
 
 class TrainingBatches(Iterator[Batch]):
