@@ -33,6 +33,7 @@ from sptad_jax.evaluation.files import load_detections, load_ground_truth
 from sptad_jax.files import AnyPath, to_path, write_bytes, write_json
 from sptad_jax.inference.predict import evaluate_state, make_forward
 from sptad_jax.models.pretrained import load_i3d
+from sptad_jax.models.conv3d import has_onednn
 from sptad_jax.program_cache import keep_programs
 from sptad_jax.report.page import dataset_frames, write_report
 from sptad_jax.training import distributed, loop, sharding
@@ -55,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     # --- Config ---
     config = config_lib.load_config(args.config, args.set)
     workdir = _open_workdir(args.workdir)
-    keep_programs(workdir / "compilation_cache", config.model.compute_dtype)
+    if not has_onednn(config.model.compute_dtype):  # steps that take half the time are worth half a minute at a restart
+        keep_programs(workdir / "compilation_cache", config.model.compute_dtype)
 
     # --- Mesh ---
     mesh = sharding.make_mesh(config.train.batch_size)

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.timing import report, time_in_turns
 from sptad_jax.config import CHANNELS, Config, load_config
 from sptad_jax.inference.postprocess import postprocess_video
-from sptad_jax.models.conv3d import compiler_options
+from sptad_jax.models.conv3d import fit_to_device
 from sptad_jax.models.sptad import SPTAD
 from sptad_jax.training.step import init_variables
 
@@ -74,12 +74,12 @@ def grow(axis: str, sizes: tuple[int, ...], repeats: int, change: Callable[[int]
 
 def make_forward(config: Config) -> tuple[Callable[[], Any], float]:
     """A function that runs one window through the detector, and the MiB that its program allocates."""
-    model = SPTAD(config.model, NUM_CLASSES)
+    model_config, compiler_options = fit_to_device(config.model)
+    model = SPTAD(model_config, NUM_CLASSES)
     variables = init_variables(config, NUM_CLASSES)
     shape = (1, config.data.num_frames, config.data.crop_size, config.data.crop_size)
     inputs = {name: jnp.zeros((*shape, CHANNELS[name])) for name in config.model.streams}
-    forward = jax.jit(lambda v, x: model.apply(v, x, None, train=False)[0],
-                      compiler_options=compiler_options(config.model.compute_dtype))
+    forward = jax.jit(lambda v, x: model.apply(v, x, None, train=False)[0], compiler_options=compiler_options)
     program = forward.lower(variables, inputs).compile()
     memory: Any = program.memory_analysis()
     return (lambda: jax.block_until_ready(program(variables, inputs))), memory.temp_size_in_bytes / 2**20

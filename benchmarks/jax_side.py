@@ -15,7 +15,7 @@ from benchmarks.train_step import NUM_CLASSES, random_batch
 from sptad_jax.config import Config
 from sptad_jax.data import augment
 from sptad_jax.inference.export import to_torch
-from sptad_jax.models.conv3d import compiler_options
+from sptad_jax.models.conv3d import fit_to_device
 from sptad_jax.models.i3d import I3D
 from sptad_jax.models.pretrained import flatten, unflatten
 from sptad_jax.models.sptad import SPTAD, final_predictions
@@ -69,7 +69,7 @@ def read(outputs: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def compile_for(config: Config, function: Callable[..., Any], *args: Any) -> tuple[Run, float]:
-    lowered = jax.jit(function, compiler_options=compiler_options(config.model.compute_dtype)).lower(*args)
+    lowered = jax.jit(function, compiler_options=fit_to_device(config.model)[1]).lower(*args)
     program = lowered.compile()
     return (lambda: jax.block_until_ready(program(*args))), count_flops(lowered)
 
@@ -80,7 +80,7 @@ def count_flops(lowered: Any) -> float:
 
 def make_i3d(config: Config, state: State) -> tuple[I3D, dict[str, Any]]:
     """The backbone of RGB, and its variables."""
-    model = config.model
+    model, _ = fit_to_device(config.model)
     variables = {kind: group["backbone_rgb"] for kind, group in unflatten(state).items()}
     return I3D(width_multiplier=model.width_multiplier, end_points=model.end_points, bn_mode=model.bn_mode,
                conv_mode=model.conv_mode, remat=model.remat, dtype=jnp.dtype(model.compute_dtype)), variables
@@ -109,7 +109,7 @@ def make_gradient(config: Config, state: State, video: np.ndarray) -> tuple[Run,
 
 def make_detector(config: Config, state: State, batch: dict[str, np.ndarray]) -> tuple[Run, float]:
     """Bytes -> the last stage's class probability and segments, and clip probability."""
-    model = SPTAD(config.model, NUM_CLASSES)
+    model = SPTAD(fit_to_device(config.model)[0], NUM_CLASSES)
 
     def forward(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         inputs = augment.prepare(batch, config.data, None, train=False)

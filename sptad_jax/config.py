@@ -27,7 +27,8 @@ class ModelConfig:
     width_multiplier: float = 1.0  # scales every I3D channel count; 1 is the published network
     bn_mode: Literal["frozen", "frozen_stats", "train"] = "frozen"  # frozen: statistics and affine; or statistics only
     bn_momentum: float = 0.99  # decay of running statistics when bn_mode is "train"
-    conv_mode: Literal["auto", "decomposed", "direct"] = "auto"  # 3-D convolution as 2-D ones; auto: on CPU only
+    # 3-D convolutions in a form that a CPU is fast at (sptad_jax/models/conv3d.py), or as XLA has them; auto: by device
+    conv_mode: Literal["auto", "decomposed", "onednn", "direct"] = "auto"
     remat: bool = False  # recompute backbone activations in the backward pass: less memory, more time
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # matrix products; parameters stay float32
     # --- 3.1.2 temporal feature pyramid ---

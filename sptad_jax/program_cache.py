@@ -6,16 +6,18 @@ import pathlib
 import jax
 
 from sptad_jax.files import AnyPath
-from sptad_jax.models.conv3d import calls_onednn
+from sptad_jax.models.conv3d import has_onednn
 
 
 def keep_programs(folder: AnyPath | None, dtype: str) -> None:
     """JAX reads and writes the programs of this process in `folder`; a program fits only machines like this one.
 
-    Nothing happens where `folder` is None, where JAX_COMPILATION_CACHE_DIR names another, and where the network
-    computes in a `dtype` for which it calls oneDNN: such programs cannot be kept (jax 0.12 warns).
+    Networks in float32 that are compiled afterwards do without oneDNN (see `fit_to_device`). Nothing happens where
+    `folder` is None, where JAX_COMPILATION_CACHE_DIR names another, and where the network computes in bfloat16 by
+    oneDNN: such programs cannot be kept (jax 0.12 warns).
     """
-    if folder is not None and "JAX_COMPILATION_CACHE_DIR" not in os.environ and not calls_onednn(dtype):
+    by_onednn = dtype == "bfloat16" and has_onednn(dtype)
+    if folder is not None and "JAX_COMPILATION_CACHE_DIR" not in os.environ and not by_onednn:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 

@@ -32,7 +32,7 @@ def run(monkeypatch, tmp_path):
         return flatten(draw_variables(SPTAD(config.model, jax_side.NUM_CLASSES), inputs, None, train=False))
 
     for module in (jax_side, step):
-        monkeypatch.setattr(module, "compiler_options", lambda dtype: FAST)
+        monkeypatch.setattr(module, "fit_to_device", lambda config: (config, FAST))
     monkeypatch.setattr(jax_side, "draw_state", draw_state)
     monkeypatch.setattr(pytorch, "SECOND_STEP_TOLERANCE", 0.0)  # so small a network agrees after a step, too
     pytorch.draw_states.cache_clear()

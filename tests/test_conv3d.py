@@ -1,10 +1,13 @@
 """3-D convolution and pooling against PyTorch's operator and slow NumPy loops."""
 
+import platform
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sptad_jax.config import ModelConfig
 from sptad_jax.models import conv3d
 from tests.reference.arrays import normal
 
@@ -12,14 +15,17 @@ from tests.reference.arrays import normal
 KERNELS = [((7, 7, 7), (2, 2, 2)), ((3, 3, 3), (1, 1, 1)), ((1, 1, 1), (1, 1, 1)), ((2, 4, 3), (1, 1, 1)),
            ((3, 3, 5), (2, 1, 2))]
 POOLS = [((1, 3, 3), (1, 2, 2)), ((3, 3, 3), (2, 2, 2)), ((2, 2, 2), (2, 2, 2)), ((3, 3, 3), (1, 1, 1))]
+# jaxlib 0.10 takes the option without effect; other processors have no oneDNN
+ONEDNN_EXPECTED = platform.machine() == "x86_64" and jax.__version_info__ >= (0, 11) and jax.default_backend() == "cpu"
 SIZES = [(8, 10, 12), (9, 7, 5), (1, 2, 3), (5, 2, 2), (6, 1, 3)]  # the last two: maps that become columns
 
 
 @pytest.mark.parametrize(("kernel", "strides"), KERNELS)
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(("mode", "features"), [("direct", 4), ("decomposed", 4), ("decomposed", conv3d.MIN_FEATURES)])
+@pytest.mark.parametrize(("mode", "features"), [
+    ("direct", 4), *((mode, features) for mode in ("decomposed", "onednn") for features in (4, conv3d.MIN_FEATURES))])
 def test_conv3d_is_torch_conv3d(kernel, strides, size, mode, features, parity):
-    """Catches wrong SAME padding, stride, tap order, or a wrong gradient of the decomposition, of which there are two
+    """Catches wrong SAME padding, stride, tap order, or a wrong gradient of a form for CPUs, of which there are two
     for the kernel."""
     torch = pytest.importorskip("torch")
     from tests.reference.i3d_torch import pad_same
@@ -66,18 +72,62 @@ def test_order_of_least_memory():
     x = jnp.ones(1 << 18)
     lowered = jax.jit(sums).lower(x)
     usual, least = (lowered.compile(compiler_options=options).memory_analysis().temp_size_in_bytes
-                    for options in (None, conv3d.compiler_options("float32")))
+                    for options in (None, conv3d.fit_to_device(ModelConfig())[1]))
     assert least < usual / 2
 
 
-def test_compiler_options():
-    """A dtype by its config name that is not recognised leaves bfloat16 ten times slower, without any other sign; the
-    option must not reach float32 programs, nor be one that this jaxlib refuses."""
-    assert not any("onednn" in name for name in conv3d.compiler_options("float32"))
-    options = conv3d.compiler_options("bfloat16")
-    assert any("onednn" in name for name in options) and options == conv3d.compiler_options(jnp.bfloat16)
-    x = jnp.asarray(normal(0, (2, 4, 6, 6, 3)), jnp.bfloat16)
-    kernel = jnp.asarray(normal(1, (3, 3, 3, 3, 8)), jnp.bfloat16)
-    fast = jax.jit(conv3d.conv3d, static_argnums=(2, 3), compiler_options=options)(x, kernel, (1, 1, 1), "decomposed")
-    exact = conv3d.conv3d(x.astype(jnp.float32), kernel.astype(jnp.float32), (1, 1, 1), "direct")
-    np.testing.assert_allclose(fast.astype(jnp.float32), exact, atol=0.02 * float(jnp.abs(exact).max()))
+@pytest.fixture
+def cache_folder(tmp_path):
+    """Has JAX keep programs on disk, as the commands do."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+def model_config(mode="auto", dtype="float32"):
+    return ModelConfig(conv_mode=mode, compute_dtype=dtype)
+
+
+def test_fit_to_device(monkeypatch):
+    """A mode without the options that make it fast, which nothing but a clock shows, or options that this jaxlib
+    refuses; oneDNN where there is none, where 3-D convolutions take ten times as long; a mode that the user named and
+    does not get; another field that changes."""
+    for there in (True, False):
+        monkeypatch.setattr(conv3d, "has_onednn", lambda dtype, there=there: there)
+        for dtype in ("float32", "bfloat16"):
+            fitted, options = conv3d.fit_to_device(model_config(dtype=dtype))
+            assert fitted == model_config("onednn" if there else "decomposed", dtype)
+            assert ("xla_cpu_experimental_onednn_custom_call" in options) is (there or dtype == "bfloat16")
+            assert ("ynn_fusion" in str(options)) is (not there and dtype == "float32")
+            jax.jit(lambda x: x + 1, compiler_options=options)(1.0)
+        for mode in ("decomposed", "direct", "onednn"):
+            fitted, options = conv3d.fit_to_device(model_config(mode))
+            assert fitted == model_config(mode) and ("onednn" in str(options)) is (mode == "onednn")
+
+
+def test_programs_that_are_kept_do_without_onednn(monkeypatch, cache_folder):
+    """A network that is compiled anew at every start of a command, as JAX cannot keep it; bfloat16 without oneDNN."""
+    monkeypatch.setattr(conv3d, "has_onednn", lambda dtype: True)
+    assert conv3d.fit_to_device(model_config())[0].conv_mode == "decomposed"
+    assert conv3d.fit_to_device(model_config(dtype="bfloat16"))[0].conv_mode == "onednn"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_onednn_makes_every_convolution(dtype):
+    """A form of convolution, forward or in a gradient by the input, that XLA computes itself; a probe that always says
+    no, or yes where jaxlib has no oneDNN."""
+    shape = (2, 8, 12, 12, 8)
+    kernel = jnp.asarray(normal(1, (3, 3, 3, 8, 8)), dtype)
+    _, options = conv3d.fit_to_device(model_config("onednn", dtype))
+
+    def loss(x, kernel):
+        return jnp.square(conv3d.conv3d(x, kernel, (1, 1, 1), "onednn").astype(jnp.float32)).sum()
+
+    program = jax.jit(jax.grad(loss), compiler_options=options).lower(jnp.zeros(shape, dtype), kernel).compile()
+    assert (program.as_text().count('"__onednn$convolution"') == 2) is conv3d.has_onednn(dtype)
+    assert conv3d.has_onednn(dtype) is (ONEDNN_EXPECTED)
+    x = jnp.asarray(normal(0, shape), dtype)
+    exact = jax.grad(lambda x: jnp.square(conv3d.conv3d(x, kernel.astype(jnp.float32), (1, 1, 1), "direct")).sum())(
+        x.astype(jnp.float32))
+    np.testing.assert_allclose(np.float32(program(x, kernel)), exact, atol=(0.03 if dtype == "bfloat16" else 1e-5)
+                               * float(jnp.abs(exact).max()))

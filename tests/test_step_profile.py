@@ -16,7 +16,7 @@ FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes"
 
 def test_every_part_is_found(monkeypatch):
     """Catches a scope that was renamed in the network or the step, whose time would then stand under another name."""
-    monkeypatch.setattr(step, "compiler_options", lambda dtype: FAST)
+    monkeypatch.setattr(step, "fit_to_device", lambda config: (config, FAST))
     seconds, scopes = step_profile.profile_step(load_config("configs/custom.py", TINY), steps=1)
     parts = step_profile.sum_parts(seconds, scopes)
     assert step_profile.PARTS.keys() - parts.keys() <= {"rest of the backbones", "rest of the detection head"}

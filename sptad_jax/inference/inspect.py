@@ -21,7 +21,7 @@ from sptad_jax.errors import UserError
 from sptad_jax.inference.command import printable
 from sptad_jax.inference.detect import Detector, read_batches
 from sptad_jax.inference.postprocess import adjust_scores
-from sptad_jax.models.conv3d import compiler_options
+from sptad_jax.models.conv3d import fit_to_device
 from sptad_jax.models.detection_head import to_valid_segments
 from sptad_jax.models.i3d import END_POINTS, Mixed, Unit3D
 from sptad_jax.models.pretrained import flatten
@@ -180,10 +180,11 @@ def follow(
 def _make_probe(detector: Detector) -> Callable[[Any, dict[str, np.ndarray]], dict[str, jax.Array]]:
     """As `make_forward`, but "segments_norm" [B, S + 1, N, 2] has those of all stages, and "level" is [B, S, N]."""
     config = detector.config
-    model = SPTAD(config.model, len(detector.classes))
+    model_config, compiler_options = fit_to_device(config.model)
+    model = SPTAD(model_config, len(detector.classes))
     prefixes = [f"{stream}/" for stream in config.model.streams] if config.model.fusion == "late" else [""]
 
-    @functools.partial(jax.jit, compiler_options=compiler_options(config.model.compute_dtype))
+    @functools.partial(jax.jit, compiler_options=compiler_options)
     def probe(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         inputs = augment.prepare(batch, config.data, None, train=False)
         frame_mask = jnp.arange(config.data.num_frames) < batch["num_frames"][:, None]

@@ -1,5 +1,6 @@
 """3.2.2: windows -> last stage x clip probability -> detections of whole videos -> mAP."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,7 +21,7 @@ from sptad_jax.evaluation.files import load_ground_truth
 from sptad_jax.files import AnyPath, write_json
 from sptad_jax.inference.postprocess import load_external_scores, postprocess_video, write_detections
 from sptad_jax.inference.sharing import SharedForward, join, run_batches
-from sptad_jax.models.conv3d import compiler_options
+from sptad_jax.models.conv3d import fit_to_device
 from sptad_jax.models.sptad import SPTAD, final_predictions, make_backbone
 from sptad_jax.precision import wide
 from sptad_jax.training import sharding
@@ -36,8 +37,10 @@ def make_forward(config: Config, num_classes: int, mesh: Mesh | None = None) -> 
     With `inference.share_backbone` a SharedForward, for `run_batches`; UserError where the strides do not allow it.
     `mesh`: devices of this process that share a batch, each of which holds the variables; None: the default device.
     """
-    model = SPTAD(config.model, num_classes)
-    jit = functools.partial(jax.jit, compiler_options=compiler_options(config.model.compute_dtype))
+    model_config, compiler_options = fit_to_device(config.model)
+    config = dataclasses.replace(config, model=model_config)
+    model = SPTAD(model_config, num_classes)
+    jit = functools.partial(jax.jit, compiler_options=compiler_options)
     place = functools.partial(sharding.shard_batch, mesh=mesh) if mesh else lambda rows: rows
     if config.inference.share_backbone:
         return _make_shared_forward(config, model, jit, place)

@@ -1,18 +1,20 @@
 """3-D convolution and max pooling with SAME padding, as XLA has them and in forms that a CPU is fast at."""
 
+import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sptad_jax.config import ModelConfig
 from sptad_jax.precision import wide
 
 Array = jax.Array
 Size3 = tuple[int, int, int]
-Mode = Literal["direct", "decomposed"]
+Mode = Literal["direct", "decomposed", "onednn"]
 
 # Output channels from which a CPU is faster at a matrix product than at XLA's gradient by the kernel (1.5 to 4.5 times
 # in most of I3D, benchmarks/kernel_gradient.py); with fewer the product is too thin.
@@ -21,22 +23,38 @@ GROUP_SIZE = 1 << 22  # numbers; larger matrices only need more memory
 TINY_MAP = 4  # pixels; on maps this small a 2-D convolution costs the CPU two to five times a matrix product
 
 
-def compiler_options(dtype: Any) -> dict[str, bool | str] | None:
-    """What `jax.jit` needs for a network that computes in `dtype` on the default backend; None: nothing.
+def fit_to_device(config: ModelConfig) -> tuple[ModelConfig, dict[str, bool | str] | None]:
+    """The config with `conv_mode` "auto" as the mode that is fastest on the default backend, and what `jax.jit` needs for
+    it (None: nothing).
 
-    On a CPU, XLA of jax 0.10 orders operations so that all start that could run side by side, from which two cores gain
-    nothing: the order that needs least memory takes 0.6 to 0.75 of the buffers (benchmarks/RESULTS.md).
+    On a CPU, XLA orders operations so that all start that could run side by side, from which two cores gain nothing: the
+    order that needs least memory takes 0.6 to 0.75 of the buffers in jax 0.10. "decomposed" keeps convolutions from
+    YNNPACK, which needs up to seven times as long for few channels (benchmarks/RESULTS.md).
+
+    JAX cannot keep programs that call oneDNN on disk. Where it is to keep them (jax_compilation_cache_dir), float32 does
+    without oneDNN; bfloat16, which is ten times slower then, does not.
     """
-    if jax.default_backend() != "cpu":
-        return None
+    mode = config.conv_mode
+    if mode == "auto":
+        kept = bool(jax.config.jax_compilation_cache_dir) and config.compute_dtype == "float32"  # type: ignore[attr-defined]
+        on_cpu = jax.default_backend() == "cpu"
+        mode = ("onednn" if has_onednn(config.compute_dtype) and not kept else "decomposed") if on_cpu else "direct"
     options: dict[str, bool | str] = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-    return options | {"xla_cpu_experimental_onednn_custom_call": True} if calls_onednn(dtype) else options
+    if mode == "onednn" or config.compute_dtype == "bfloat16":
+        options["xla_cpu_experimental_onednn_custom_call"] = True
+    elif mode == "decomposed":
+        options["xla_cpu_experimental_ynn_fusion_type"] = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+    return dataclasses.replace(config, conv_mode=mode), options if jax.default_backend() == "cpu" else None
 
 
-def calls_onednn(dtype: Any) -> bool:
-    """Whether convolutions in `dtype` are oneDNN's, which are ten times as fast on a CPU with bfloat16 units (AMX,
-    AVX-512). jaxlib 0.10 takes the option without effect."""
-    return jax.default_backend() == "cpu" and jnp.dtype(dtype) == jnp.bfloat16
+@functools.cache
+def has_onednn(dtype: str) -> bool:
+    """Whether XLA can hand 3-D convolutions in `dtype` to oneDNN: jaxlib 0.11 and newer on an x86 CPU; found by trying."""
+    if jax.default_backend() != "cpu":
+        return False
+    shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape in ((1, 4, 8, 8, 16), (3, 3, 3, 16, 16))]
+    lowered = jax.jit(functools.partial(_plain_conv3d, strides=(1, 1, 1))).lower(*shapes)
+    return "__onednn" in lowered.compile(compiler_options={"xla_cpu_experimental_onednn_custom_call": True}).as_text()
 
 
 def same_padding(size: int, window: int, stride: int) -> tuple[int, int]:
@@ -48,17 +66,18 @@ def same_padding(size: int, window: int, stride: int) -> tuple[int, int]:
 def conv3d(x: Array, kernel: Array, strides: Size3, mode: Mode) -> Array:
     """3-D convolution with SAME padding: [B, T, H, W, C], [kt, kh, kw, C, O] -> [B, ceil(T/st), ..., ceil(W/sw), O].
 
-    "direct" is XLA's 3-D convolution. "decomposed" gives the same numbers from a matrix product (1x1x1, and maps of at
-    most TINY_MAP pixels, whose taps become columns) or from one 2-D convolution whose input channels hold the temporal
-    taps: XLA's CPU back end is fast at these, not in 3-D.
+    "direct" is XLA's 3-D convolution. The others give the same numbers in forms that a CPU is fast at: a matrix product
+    (1x1x1, and maps of at most TINY_MAP pixels, whose taps become columns), else "decomposed" one 2-D convolution whose
+    input channels hold the temporal taps, as XLA's own code is slow in 3-D, and "onednn" the 3-D convolution, which
+    oneDNN is fast at, with gradients in forms that it is fast at; it needs the options of `fit_to_device`.
     """
     if mode == "direct":
-        return lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
+        return _plain_conv3d(x, kernel, strides)
     if kernel.shape[:3] == (1, 1, 1) and strides == (1, 1, 1):
         return _product(x, kernel[0, 0, 0])
     if x.shape[2] * x.shape[3] <= TINY_MAP:
         return _conv_as_product(x, kernel, strides)
-    return _conv_as_2d(x, kernel, strides)
+    return _conv_by_onednn(x, kernel, strides) if mode == "onednn" else _conv_as_2d(x, kernel, strides)
 
 
 def max_pool3d(x: Array, window: Size3, strides: Size3, mode: Mode) -> Array:
@@ -110,13 +129,56 @@ def _sum_of_products(x: Array, gradient: Array) -> Array:
     return jnp.einsum("no,nc->oc", gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])).T
 
 
+def _plain_conv3d(x: Array, kernel: Array, strides: Size3) -> Array:
+    return lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv_by_onednn(x: Array, kernel: Array, strides: Size3) -> Array:
+    return _plain_conv3d(x, kernel, strides)
+
+
+def _conv_by_onednn_forward(x: Array, kernel: Array, strides: Size3) -> tuple[Array, tuple[Array, Array]]:
+    return _plain_conv3d(x, kernel, strides), (x, kernel)
+
+
+def _conv_by_onednn_backward(strides: Size3, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    gradient = lax.optimization_barrier(gradient)  # as in `_product_backward`
+    if strides == (1, 1, 1) and all(size % 2 for size in kernel.shape[:3]):  # only then is SAME its own mirror image
+        by_x = _plain_conv3d(gradient, jnp.swapaxes(kernel[::-1, ::-1, ::-1], 3, 4), strides)
+    else:  # XLA's own
+        (by_x,) = jax.vjp(lambda x: _plain_conv3d(x, kernel, strides), x)[1](gradient)
+    pictures = _fold_time(x, kernel.shape[0], strides[0])
+    folded = _fold_kernel(kernel)
+    gradient = gradient.reshape(-1, *gradient.shape[2:])
+    if kernel.shape[4] >= MIN_FEATURES:
+        by_kernel = _kernel_gradient(pictures, gradient, folded.shape, strides[1:])
+    else:
+        (by_kernel,) = jax.vjp(lambda kernel: _plain_conv2d(pictures, kernel, strides[1:]), folded)[1](gradient)
+    by_kernel = by_kernel.reshape(*kernel.shape[1:3], kernel.shape[0], *kernel.shape[3:])
+    return by_x, jnp.transpose(by_kernel, (2, 0, 1, 3, 4))
+
+
+_conv_by_onednn.defvjp(_conv_by_onednn_forward, _conv_by_onednn_backward)
+
+
+def _fold_time(x: Array, time: int, stride: int) -> Array:
+    """[B, T, H, W, C] -> [B ceil(T / stride), H, W, time C], pictures with the temporal taps beside one another."""
+    x = jnp.concatenate(_taps(x, 1, time, stride, 0.0), axis=-1)
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _fold_kernel(kernel: Array) -> Array:
+    """[kt, kh, kw, C, O] -> [kh, kw, kt C, O], for pictures of `_fold_time`."""
+    time, height, width, channels, features = kernel.shape
+    return jnp.transpose(kernel, (1, 2, 0, 3, 4)).reshape(height, width, time * channels, features)
+
+
 @functools.partial(jax.checkpoint, static_argnums=(2,))  # keeps x, and not its taps beside one another
 def _conv_as_2d(x: Array, kernel: Array, strides: Size3) -> Array:
-    time, height, width, channels, features = kernel.shape
-    x = jnp.concatenate(_taps(x, 1, time, strides[0], 0.0), axis=-1)
-    folded = jnp.transpose(kernel, (1, 2, 0, 3, 4)).reshape(height, width, time * channels, features)
-    y = _conv2d(x.reshape(-1, *x.shape[2:]), folded, strides[1:])
-    return y.reshape(*x.shape[:2], *y.shape[1:])
+    y = _conv2d(_fold_time(x, kernel.shape[0], strides[0]), _fold_kernel(kernel), strides[1:])
+    return y.reshape(len(x), -1, *y.shape[1:])
 
 
 def _plain_conv2d(x: Array, kernel: Array, strides: tuple[int, int]) -> Array:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sptad_jax.config import CHANNELS, Config
 from sptad_jax.data import augment
-from sptad_jax.models.conv3d import compiler_options
+from sptad_jax.models.conv3d import fit_to_device
 from sptad_jax.models.sptad import SPTAD
 from sptad_jax.training import losses, optimizer, sharding
 
@@ -74,7 +74,8 @@ def make_train_step(
     normalised by the targets of the whole batch, so the step equals the unaccumulated one (BatchNorm in "train"
     mode excepted: its statistics are those of a micro-batch).
     """
-    model = SPTAD(config.model, num_classes)
+    model_config, compiler_options = fit_to_device(config.model)
+    model = SPTAD(model_config, num_classes)
     accumulate = config.train.accumulate
     sharded_on = mesh if config.train.shard_state else None
 
@@ -125,9 +126,7 @@ def make_train_step(
         )
         return _split(state, sharded_on), metrics
 
-    return jax.jit(
-        train_step, donate_argnums=(0,), compiler_options=compiler_options(config.model.compute_dtype)
-    )
+    return jax.jit(train_step, donate_argnums=(0,), compiler_options=compiler_options)
 
 
 def _gather(tree: Any, mesh: Mesh | None) -> Any:
