@@ -32,8 +32,8 @@ from sptad_jax.evaluation.average_precision import format_row
 from sptad_jax.evaluation.files import load_detections, load_ground_truth
 from sptad_jax.files import AnyPath, to_path, write_bytes, write_json
 from sptad_jax.inference.predict import evaluate_state, make_forward
-from sptad_jax.models.pretrained import load_i3d
 from sptad_jax.models.conv3d import has_onednn
+from sptad_jax.models.pretrained import load_i3d
 from sptad_jax.program_cache import keep_programs
 from sptad_jax.report.page import dataset_frames, write_report
 from sptad_jax.training import distributed, loop, sharding

@@ -50,6 +50,20 @@ def test_published_shapes_and_parameter_counts(channels, parameters):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(("asked", "used"), [
+    ("auto", "decomposed" if jax.default_backend() == "cpu" else "direct"), *[(name, name) for name in (
+        "decomposed", "onednn", "direct")]])
+def test_every_layer_gets_the_mode(asked, used, monkeypatch):
+    """A mode that is taken for another: the numbers are the same, the time is not."""
+    seen = set()
+    for name in ("conv3d", "max_pool3d"):
+        original = getattr(i3d, name)
+        monkeypatch.setattr(i3d, name, lambda *args, original=original: (seen.add(args[-1]), original(*args))[1])
+    clip = jax.ShapeDtypeStruct((1, 16, 32, 32, 3), jnp.float32)
+    jax.eval_shape(lambda x: i3d.I3D(conv_mode=asked).init(jax.random.key(0), x), clip)
+    assert seen == {used}
+
+
 def test_stops_after_the_deepest_end_point():
     """Catches work and parameters below an end point that nobody asked for."""
     clip = jax.ShapeDtypeStruct((1, 16, 32, 32, 3), jnp.float32)

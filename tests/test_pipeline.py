@@ -120,9 +120,10 @@ def test_mix_windows():
     def window(seed, count, num_frames=4):
         rng = np.random.default_rng(seed)
         valid = np.arange(3) < count
-        return {"rgb": rng.integers(0, 256, (4, 2, 2, 3), np.uint8), "flow": rng.integers(0, 256, (4, 2, 2, 2), np.uint8),
-                "segments_norm": rng.random((3, 2), np.float32) * valid[:, None], "labels": rng.integers(1, 9, 3) * valid,
-                "valid": valid, "clip_labels": rng.integers(0, 2, 9).astype(np.float32),
+        frames = rng.integers(0, 256, (4, 2, 2, 5), np.uint8)
+        return {"rgb": frames[..., :3], "flow": frames[..., 3:], "valid": valid,
+                "segments_norm": rng.random((3, 2), np.float32) * valid[:, None],
+                "labels": rng.integers(1, 9, 3) * valid, "clip_labels": rng.integers(0, 2, 9).astype(np.float32),
                 "num_frames": np.int32(num_frames), "video_index": np.int32(seed), "start_frame": np.int32(7 * seed)}
 
     for first, second in [(window(0, 1), window(1, 2)), (window(2, 0), window(3, 3)), (window(4, 2), window(5, 0))]:

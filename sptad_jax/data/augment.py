@@ -26,7 +26,8 @@ def prepare(
 
     Args:
       batch: "rgb" uint8 [B, F, H, W, 3] and/or "flow" uint8 [B, F, H, W, 2], and "num_frames" int32 [B].
-      config: crop_size, random_crop, size_jitter, shear_jitter, flip_prob, flip_negates_flow_x, color_jitter and pad_value are read.
+      config: crop_size, random_crop, size_jitter, shear_jitter, flip_prob, flip_negates_flow_x, color_jitter and
+        pad_value are read.
       key: random key of the step; needed in training only.
       train: augment, or not.
 
@@ -87,8 +88,8 @@ def _jitter_colors(rgb: jax.Array, strength: float, key: jax.Array) -> jax.Array
 def _draw_boxes(key: jax.Array, count: int, size: tuple[int, int], config: DataConfig) -> jax.Array:
     """Parallelograms about rectangles within frames of `size` (height, width), float32 [count, 6].
 
-    (y, x, height, width) of the rectangle in pixels, and by which share of the height the upper side leans, and by which
-    share of the width the left one.
+    (y, x, height, width) of the rectangle in pixels, then by which share of the height its upper side rises or falls,
+    and by which share of the width its left one leans.
     """
     sides_key, place_key = jax.random.split(key)
     factors = jnp.exp(jax.random.uniform(sides_key, (count, 2), minval=-config.size_jitter, maxval=config.size_jitter))
@@ -102,9 +103,9 @@ def _draw_boxes(key: jax.Array, count: int, size: tuple[int, int], config: DataC
 def _resize(frames: jax.Array, boxes: jax.Array, crop: int) -> jax.Array:
     """Parallelograms [B, 6] out of float [B, F, H, W, C], as [B, F, crop, crop, C].
 
-    The picture at (u, v), both in -1/2..1/2 from the middle, is that of the frame at y = y_mid + height (u + a v),
-    x = x_mid + width (v + b u). Done along x first, where u follows from y and v, then along y: two products with sparse
-    weights (Catmull and Smith 1980), where a lookup of four neighbours would be slow on every device.
+    The output at (u, v), both in -1/2..1/2 from the middle, is the frame at y = y_mid + height (u + lean_y v) and
+    x = x_mid + width (v + lean_x u). Done along x first, where u follows from y and v, then along y (Catmull and Smith
+    1980): two products with sparse weights, where a lookup of four neighbours would be slow on every device.
     """
     height, width = frames.shape[2:4]
     y_side, x_side, lean_y, lean_x = (boxes[:, i, None, None] for i in range(2, 6))

@@ -24,15 +24,14 @@ TINY_MAP = 4  # pixels; on maps this small a 2-D convolution costs the CPU two t
 
 
 def fit_to_device(config: ModelConfig) -> tuple[ModelConfig, dict[str, bool | str] | None]:
-    """The config with `conv_mode` "auto" as the mode that is fastest on the default backend, and what `jax.jit` needs for
-    it (None: nothing).
+    """The config with a `conv_mode` for "auto" that is fastest on the default backend, and what `jax.jit` needs for it.
 
-    On a CPU, XLA orders operations so that all start that could run side by side, from which two cores gain nothing: the
-    order that needs least memory takes 0.6 to 0.75 of the buffers in jax 0.10. "decomposed" keeps convolutions from
-    YNNPACK, which needs up to seven times as long for few channels (benchmarks/RESULTS.md).
+    On a CPU, XLA orders operations so that all start that could run side by side, from which two cores gain nothing:
+    the order that needs least memory takes 0.6 to 0.75 of the buffers in jax 0.10. In float32, "decomposed" keeps
+    convolutions from YNNPACK, which needs up to seven times as long for few channels (benchmarks/RESULTS.md).
 
-    JAX cannot keep programs that call oneDNN on disk. Where it is to keep them (jax_compilation_cache_dir), float32 does
-    without oneDNN; bfloat16, which is ten times slower then, does not.
+    JAX cannot keep programs that call oneDNN on disk. Where it is to keep them (jax_compilation_cache_dir), float32
+    does without oneDNN; bfloat16, which would be ten times slower, does not.
     """
     mode = config.conv_mode
     if mode == "auto":
@@ -49,12 +48,13 @@ def fit_to_device(config: ModelConfig) -> tuple[ModelConfig, dict[str, bool | st
 
 @functools.cache
 def has_onednn(dtype: str) -> bool:
-    """Whether XLA can hand 3-D convolutions in `dtype` to oneDNN: jaxlib 0.11 and newer on an x86 CPU; found by trying."""
+    """Whether XLA can hand 3-D convolutions in `dtype` to oneDNN (jaxlib from 0.11 on, on x86 CPUs); found by trying."""
     if jax.default_backend() != "cpu":
         return False
     shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape in ((1, 4, 8, 8, 16), (3, 3, 3, 16, 16))]
     lowered = jax.jit(functools.partial(_plain_conv3d, strides=(1, 1, 1))).lower(*shapes)
-    return "__onednn" in lowered.compile(compiler_options={"xla_cpu_experimental_onednn_custom_call": True}).as_text()
+    program = lowered.compile(compiler_options={"xla_cpu_experimental_onednn_custom_call": True})
+    return "__onednn" in (program.as_text() or "")
 
 
 def same_padding(size: int, window: int, stride: int) -> tuple[int, int]:

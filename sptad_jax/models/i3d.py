@@ -219,7 +219,8 @@ class I3D(nn.Module):
     # train: statistics of the (global) batch
     bn_mode: Literal["frozen", "frozen_stats", "train"] = "frozen"
     bn_momentum: float = 0.99  # decay of the running statistics
-    conv_mode: Literal["auto", "decomposed", "direct"] = "auto"  # auto: decomposed on CPU, direct elsewhere
+    # of `conv3d`; auto: decomposed on a CPU, as it needs no options of the compiler (see `fit_to_device`), else direct
+    conv_mode: Literal["auto", "decomposed", "onednn", "direct"] = "auto"
     remat: bool = False  # recompute every block in the backward pass
     dtype: Any = jnp.float32  # of convolutions and activations; parameters and statistics are float32
     num_logits: int = 0  # classes of the Kinetics head
@@ -229,8 +230,8 @@ class I3D(nn.Module):
         unknown = [name for name in self.end_points if name not in END_POINTS]
         if unknown:
             raise UserError(f"model.end_points: no I3D end point {unknown}; choose among {', '.join(END_POINTS)}.")
-        mode: Mode = "decomposed" if self.conv_mode == "decomposed" or (
-            self.conv_mode == "auto" and jax.default_backend() == "cpu") else "direct"  # fmt: skip
+        automatic: Mode = "decomposed" if jax.default_backend() == "cpu" else "direct"
+        mode = automatic if self.conv_mode == "auto" else self.conv_mode
         pool = jax.checkpoint(max_pool3d, static_argnums=(1, 2, 3)) if self.remat else max_pool3d
         wrap = nn.remat if self.remat else (lambda module: module)
         unit = functools.partial(Unit3D, bn_mode=self.bn_mode, bn_momentum=self.bn_momentum, conv_mode=mode,
