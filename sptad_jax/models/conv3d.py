@@ -48,7 +48,7 @@ def fit_to_device(config: ModelConfig) -> tuple[ModelConfig, dict[str, bool | st
 
 @functools.cache
 def has_onednn(dtype: str) -> bool:
-    """Whether XLA can hand 3-D convolutions in `dtype` to oneDNN (jaxlib from 0.11 on, on x86 CPUs); found by trying."""
+    """Whether XLA can hand 3-D convolutions in `dtype` to oneDNN (jaxlib from 0.11 on, x86 CPUs); found by trying."""
     if jax.default_backend() != "cpu":
         return False
     shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape in ((1, 4, 8, 8, 16), (3, 3, 3, 16, 16))]
