@@ -83,8 +83,8 @@ def conv3d(x: Array, kernel: Array, strides: Size3, mode: Mode) -> Array:
 def max_pool3d(x: Array, window: Size3, strides: Size3, mode: Mode) -> Array:
     """Max pooling of [B, T, H, W, C] with SAME padding (padded samples never win).
 
-    "decomposed" takes the maximum axis by axis over shifted slices: the gradient of XLA's `reduce_window` is an order
-    of magnitude slower on CPU. Where samples tie, "direct" sends the gradient to the first, "decomposed" shares it.
+    "direct" is XLA's `reduce_window`, whose gradient is an order of magnitude slower on CPU; the others take the
+    maximum axis by axis over shifted slices. Where samples tie, "direct" sends the gradient to the first, these share it.
     """
     with jax.named_scope("max_pool"):
         return nn.max_pool(x, window, strides, "SAME") if mode == "direct" else _max_by_axis(x, window, strides)
@@ -178,7 +178,7 @@ def _fold_kernel(kernel: Array) -> Array:
 @functools.partial(jax.checkpoint, static_argnums=(2,))  # keeps x, and not its taps beside one another
 def _conv_as_2d(x: Array, kernel: Array, strides: Size3) -> Array:
     y = _conv2d(_fold_time(x, kernel.shape[0], strides[0]), _fold_kernel(kernel), strides[1:])
-    return y.reshape(len(x), -1, *y.shape[1:])
+    return y.reshape(x.shape[0], -(-x.shape[1] // strides[0]), *y.shape[1:])
 
 
 def _plain_conv2d(x: Array, kernel: Array, strides: tuple[int, int]) -> Array:
