@@ -84,7 +84,7 @@ def max_pool3d(x: Array, window: Size3, strides: Size3, mode: Mode) -> Array:
     """Max pooling of [B, T, H, W, C] with SAME padding (padded samples never win).
 
     "direct" is XLA's `reduce_window`, whose gradient is an order of magnitude slower on CPU; the others take the
-    maximum axis by axis over shifted slices. Where samples tie, "direct" sends the gradient to the first, these share it.
+    maximum axis by axis over shifted slices. Where samples tie, "direct" sends the gradient to the first, these share.
     """
     with jax.named_scope("max_pool"):
         return nn.max_pool(x, window, strides, "SAME") if mode == "direct" else _max_by_axis(x, window, strides)
