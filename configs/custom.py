@@ -4,12 +4,13 @@
         --frame-size 74 --flow dis --bound 5 --flow-size 112
     python train.py --config configs/custom.py --workdir runs/mine --set data.dataset_dir=data/mine
 
-Hardware: 2 cores, 6 GB. On a CPU with bfloat16 units and Python 3.12 add `--set model.compute_dtype=bfloat16`: 2 steps
+Hardware: 2 cores, 6 GB. On a CPU with AMX and Python 3.12 add `--set model.compute_dtype=bfloat16`: 2 steps
 a second on two cores of an Intel Xeon with AMX, 4.1 GB. On motion16 (1.7 hours of video to train on, 16 classes, other
 people in the test) this config gave an average mAP@[.3:.7] of 42.1 (measured, bfloat16, 10,224 steps, 110 minutes on
 partly shared cores); with test windows every 64 frames 40.4 (the 32 were chosen on that test split), with the clip
 probability 37.5 there. At 48 pixels, 12 epochs and a size_jitter of 0.25 it was 36.0. Its own training videos score
-78.2: it overfits. Float32 was not measured.
+78.2: it overfits. `--set data.mix_prob=0.5 --set data.shear_jitter=0.15` lessens that, and gained 1.0 at 48 pixels in as
+many steps; longer training with them was not tried. Float32 was not measured.
 """
 
 from sptad_jax.config import Config, DataConfig, InferenceConfig, LossConfig, ModelConfig, TrainConfig
