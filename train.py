@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     # --- Config ---
     config = config_lib.load_config(args.config, args.set)
     workdir = _open_workdir(args.workdir)
-    if not has_onednn(config.model.compute_dtype):  # steps that take half the time are worth half a minute at a restart
+    if not has_onednn(config.model.compute_dtype):  # faster steps are worth half a minute of compilation at a restart
         keep_programs(workdir / "compilation_cache", config.model.compute_dtype)
 
     # --- Mesh ---
