@@ -41,18 +41,12 @@ def prepare(
     if crop > min(height, width):
         raise ValueError(f"crop_size {crop} is larger than the frames ({height} x {width})")
 
-    spare = jnp.array([height - crop, width - crop])
-    offsets = jnp.broadcast_to(spare // 2, (batch_size, 2))
-    flips, boxes = jnp.zeros(batch_size, bool), None
     if train:
         if key is None:
             raise ValueError("training needs a random key")
-        crop_key, flip_key = jax.random.split(key)
-        flips = jax.random.bernoulli(flip_key, config.flip_prob, (batch_size,))
-        if config.random_crop:
-            offsets = jax.random.randint(crop_key, (batch_size, 2), 0, spare + 1)
-        if config.size_jitter or config.shear_jitter:
-            boxes = _draw_boxes(jax.random.fold_in(key, 2), batch_size, (height, width), config)
+        offsets, flips, boxes = _draw_crops(key, batch_size, (height, width), config)
+    else:
+        offsets, flips, boxes = _central_crops(batch_size, (height, width), crop), jnp.zeros(batch_size, bool), None
     real = jnp.arange(num_frames) < batch["num_frames"][:, None]
     pad_value = {"zero": 0.0, "minus_one": -1.0, "afsd": -1.0 if train else 0.0}[config.pad_value]
 
@@ -83,6 +77,25 @@ def _jitter_colors(rgb: jax.Array, strength: float, key: jax.Array) -> jax.Array
     noise = strength * jax.random.normal(key, (rgb.shape[0], 4, 3))
     mixed = jnp.einsum("bfhwc,bcd->bfhwd", rgb, noise[:, :3] + jnp.eye(3))
     return jnp.clip(mixed + noise[:, None, None, 3:4], -1.0, 1.0)
+
+
+def _central_crops(count: int, size: tuple[int, int], crop: int) -> jax.Array:
+    """Offsets (y, x) of the squares in the middle of frames of `size`, int32 [count, 2]."""
+    return jnp.broadcast_to((jnp.array(size) - crop) // 2, (count, 2))
+
+
+def _draw_crops(
+    key: jax.Array, count: int, size: tuple[int, int], config: DataConfig
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Offsets (y, x) of squares [count, 2], which windows to flip [count], and parallelograms in the squares' place."""
+    crop_key, flip_key = jax.random.split(key)
+    offsets, boxes = _central_crops(count, size, config.crop_size), None
+    if config.random_crop:
+        spare = jnp.array(size) - config.crop_size
+        offsets = jax.random.randint(crop_key, (count, 2), 0, spare + 1)
+    if config.size_jitter or config.shear_jitter:
+        boxes = _draw_boxes(jax.random.fold_in(key, 2), count, size, config)
+    return offsets, jax.random.bernoulli(flip_key, config.flip_prob, (count,)), boxes
 
 
 def _draw_boxes(key: jax.Array, count: int, size: tuple[int, int], config: DataConfig) -> jax.Array:
