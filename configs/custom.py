@@ -10,7 +10,8 @@ people in the test) this config gave an average mAP@[.3:.7] of 42.1 (measured, b
 partly shared cores); with test windows every 64 frames 40.4 (the 32 were chosen on that test split), with the clip
 probability 37.5 there. At 48 pixels, 12 epochs and a size_jitter of 0.25 it was 36.0. Its own training videos score
 78.2: it overfits. With `--set data.mix_prob=0.5 --set data.shear_jitter=0.15` and a size_jitter of 0.3 the run at 48
-pixels had 37.0, and 58.5 on its own videos; at 64 pixels they were not tried. Float32's accuracy was not measured.
+pixels had 37.0, and 58.5 on its own videos; gone on with at 64 pixels 38.6. With `--set inference.mirror=true` that one
+had 40.4, for twice the network's work; the best one was not scored so. Float32's accuracy was not measured.
 """
 
 from sptad_jax.config import Config, DataConfig, InferenceConfig, LossConfig, ModelConfig, TrainConfig

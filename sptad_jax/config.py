@@ -160,6 +160,7 @@ class InferenceConfig:
     max_per_video: int = 0  # 0: no limit
     edge_rule: bool = False  # NMS only where windows overlap, as TadTR
     share_backbone: bool = False  # windows take the features of the frames they share from one another: see choices.md
+    mirror: bool = False  # look at each window in a mirror, too; the proposals of both are joined before NMS
     external_scores: str = ""  # JSON of video-level class scores, multiplied in (CUHK for ActivityNet)
 
 
@@ -293,6 +294,10 @@ def validate(config: Config) -> None:
          "train.log_every, train.checkpoint_every and train.keep_checkpoints must be at least 1"),
         (min(data.stride_train, data.stride_test) >= 1, "data.stride_train and data.stride_test must be at least 1"),
         (config.inference.batch_size >= 1, "inference.batch_size must be at least 1"),
+        (not (config.inference.mirror and config.inference.share_backbone),
+         "inference.mirror and inference.share_backbone do not go together; choose one"),
+        (not config.inference.mirror or data.flip_prob > 0,
+         "inference.mirror needs a detector that saw mirrored windows in training: data.flip_prob is 0"),
         (config.inference.nms_sigma > 0, "inference.nms_sigma must be positive"),
         (not config.loss.stage_weights or len(config.loss.stage_weights) == model.num_stages,
          "loss.stage_weights needs one weight per stage, or none"),

@@ -93,6 +93,8 @@ def test_defaults_are_valid_and_the_papers():
     (["data.num_frames=250"], "data.num_frames"),
     (["data.crop_size=8"], "data.crop_size"),
     (["data.flip_prob=1.5"], "data.flip_prob"),
+    (["inference.mirror=true", "inference.share_backbone=true"], "do not go together"),
+    (["inference.mirror=true", "data.flip_prob=0"], "data.flip_prob is 0"),
     (["train.accumulate=3"], "train.accumulate"),
     (["train.epochs=0"], "train.epochs"),
     (["loss.stage_weights=[1, 1]"], "loss.stage_weights"),

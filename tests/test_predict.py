@@ -157,3 +157,30 @@ def test_forward_pass():
     for name, value in expected.items():
         assert found[name].dtype == np.float32
         np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("pad_value", ["zero", "minus_one"])
+def test_mirrored_windows(pad_value):
+    """A mirror in the place of the other, one that turns padding or leaves the flow's direction, proposals in another
+    order than their segments. Against the pass over frames that NumPy has mirrored as bytes."""
+    config = change(LATE, data={"flip_negates_flow_x": True, "pad_value": pad_value, "flip_prob": 0.5})
+    rng = np.random.default_rng(0)
+    batch = {"rgb": rng.integers(0, 256, (2, 16, 20, 20, 3), np.uint8),
+             "flow": rng.integers(0, 256, (2, 16, 20, 20, 2), np.uint8),
+             "num_frames": np.array([16, 9], np.int32)}  # fmt: skip
+    turned = {**batch, "rgb": batch["rgb"][:, :, :, ::-1], "flow": batch["flow"][:, :, :, ::-1].copy()}
+    turned["flow"][..., 0] = 255 - turned["flow"][..., 0]  # a byte's flow is 2 x - 255, but for its scale
+    module = SPTAD(config.model, NUM_CLASSES)
+    crops = {name: batch[name][:, :, 2:18, 2:18].astype(np.float32) for name in ("rgb", "flow")}
+    variables = draw_variables(module, crops, np.ones((2, 16), bool), train=False)
+    with quick_compilation():
+        forward = make_forward(config, NUM_CLASSES)
+        plain, mirrored = forward(variables, batch), forward(variables, turned)
+        found = make_forward(change(config, inference={"mirror": True}), NUM_CLASSES)(variables, batch)
+    assert np.abs(plain["class_prob"] - mirrored["class_prob"]).max() > 1e-3  # else nothing is tested
+    assert found.keys() == plain.keys()
+    for name in ("class_prob", "segments_norm"):
+        expected = np.concatenate([plain[name], mirrored[name]], axis=1)
+        np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-6, err_msg=name)
+    expected = (np.asarray(plain["clip_prob"]) + np.asarray(mirrored["clip_prob"])) / 2
+    np.testing.assert_allclose(found["clip_prob"], expected, rtol=1e-4, atol=1e-6)

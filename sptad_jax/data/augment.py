@@ -9,7 +9,7 @@ from sptad_jax.config import DataConfig
 
 
 def prepare(
-    batch: Mapping[str, jax.Array], config: DataConfig, key: jax.Array | None, train: bool
+    batch: Mapping[str, jax.Array], config: DataConfig, key: jax.Array | None, train: bool, mirror: bool = False
 ) -> dict[str, jax.Array]:
     """Turns a batch of the Grain pipeline into the network's inputs; jit it with `config` and `train` static.
 
@@ -17,12 +17,11 @@ def prepare(
     window and both streams share the draw. With `size_jitter` s > 0 it cuts a rectangle instead, whose height and width
     are `crop_size` times exp(u), u uniform in -s..s for each, at most those of the frames, and resizes it to the square
     by linear interpolation. With `shear_jitter` s it is a parallelogram, each of whose sides leans by a share u of the
-    other, uniform in -s..s: shears and small rotations. The flow is turned and grows as its frames do. Testing cuts
-    the central square. Bytes become
-    x / 255 * 2 - 1 (as AFSD, AFSD/common/thumos_dataset.py:264). With `color_jitter` s, training maps the RGB values v
-    of a window to M v + b, kept in [-1, 1], where M is the identity plus normal noise of deviation s and b is such
-    noise: brightness, contrast, hue and saturation in one draw, alike in all frames. Then frames from num_frames on get
-    the padding value.
+    other, uniform in -s..s: shears and small rotations. The flow is turned and grows as its frames do. Testing cuts the
+    central square. Bytes become x / 255 * 2 - 1 (as AFSD, AFSD/common/thumos_dataset.py:264). With `color_jitter` s,
+    training maps the RGB values v of a window to M v + b, kept in [-1, 1], where M is the identity plus normal noise of
+    deviation s and b is such noise: brightness, contrast, hue and saturation in one draw, alike in all frames. Then
+    frames from num_frames on get the padding value.
 
     Args:
       batch: "rgb" uint8 [B, F, H, W, 3] and/or "flow" uint8 [B, F, H, W, 2], and "num_frames" int32 [B].
@@ -30,6 +29,7 @@ def prepare(
         pad_value are read.
       key: random key of the step; needed in training only.
       train: augment, or not.
+      mirror: flip all windows; read in testing only.
 
     Returns: dict of the batch's streams, float32 [B, F, crop, crop, C] in [-1, 1].
 
@@ -46,7 +46,7 @@ def prepare(
             raise ValueError("training needs a random key")
         offsets, flips, boxes = _draw_crops(key, batch_size, (height, width), config)
     else:
-        offsets, flips, boxes = _central_crops(batch_size, (height, width), crop), jnp.zeros(batch_size, bool), None
+        offsets, flips, boxes = _central_crops(batch_size, (height, width), crop), jnp.full(batch_size, mirror), None
     real = jnp.arange(num_frames) < batch["num_frames"][:, None]
     pad_value = {"zero": 0.0, "minus_one": -1.0, "afsd": -1.0 if train else 0.0}[config.pad_value]
 

@@ -34,7 +34,9 @@ Forward = Callable[[Any, dict[str, np.ndarray]], dict[str, jax.Array]]
 def make_forward(config: Config, num_classes: int, mesh: Mesh | None = None) -> Forward:
     """Jitted (variables, batch) -> {"class_prob" [B,N,A], "segments_norm" [B,N,2], "clip_prob" [B,A]}, float32.
 
-    With `inference.share_backbone` a SharedForward, for `run_batches`; UserError where the strides do not allow it.
+    With `inference.mirror` the proposals of the mirrored window follow, N being twice the model's, and "clip_prob" is
+    the mean of both. With `inference.share_backbone` a SharedForward, for `run_batches`; UserError where the strides do
+    not allow it.
     `mesh`: devices of this process that share a batch, each of which holds the variables; None: the default device.
     """
     model_config, compiler_options = fit_to_device(config.model)
@@ -45,10 +47,14 @@ def make_forward(config: Config, num_classes: int, mesh: Mesh | None = None) -> 
     if config.inference.share_backbone:
         return _make_shared_forward(config, model, jit, place)
 
+    def look(variables: Any, batch: dict[str, jax.Array], mirror: bool) -> dict[str, jax.Array]:
+        inputs = augment.prepare(batch, config.data, None, train=False, mirror=mirror)
+        return _answer(model, config, variables, inputs, batch["num_frames"])
+
     @jit
     def forward(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        inputs = augment.prepare(batch, config.data, None, train=False)
-        return _answer(model, config, variables, inputs, batch["num_frames"])
+        plain = look(variables, batch, mirror=False)
+        return _join_mirrored(plain, look(variables, batch, mirror=True)) if config.inference.mirror else plain
 
     def call(variables: Any, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         return forward(variables, place({name: batch[name] for name in (*config.model.streams, "num_frames")}))
@@ -104,6 +110,12 @@ def _answer(
     if "clip_logits" in predictions:
         out["clip_prob"] = jax.nn.sigmoid(predictions["clip_logits"])
     return out
+
+
+def _join_mirrored(plain: dict[str, jax.Array], mirrored: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """A mirror leaves times as they are, so proposals of both add up; the clip's classes are judged by both alike."""
+    return {name: (value + mirrored[name]) / 2 if name == "clip_prob" else jnp.concatenate([value, mirrored[name]], 1)
+            for name, value in plain.items()}  # fmt: skip
 
 
 def predict_windows(
