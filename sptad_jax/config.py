@@ -296,6 +296,8 @@ def validate(config: Config) -> None:
         (config.inference.batch_size >= 1, "inference.batch_size must be at least 1"),
         (not (config.inference.mirror and config.inference.share_backbone),
          "inference.mirror and inference.share_backbone do not go together; choose one"),
+        (not (config.inference.mirror and config.inference.edge_rule),
+         "inference.mirror finds actions twice in a window, where inference.edge_rule suppresses none; choose one"),
         (not config.inference.mirror or data.flip_prob > 0,
          "inference.mirror needs a detector that saw mirrored windows in training: data.flip_prob is 0"),
         (config.inference.nms_sigma > 0, "inference.nms_sigma must be positive"),

@@ -94,6 +94,7 @@ def test_defaults_are_valid_and_the_papers():
     (["data.crop_size=8"], "data.crop_size"),
     (["data.flip_prob=1.5"], "data.flip_prob"),
     (["inference.mirror=true", "inference.share_backbone=true"], "do not go together"),
+    (["inference.mirror=true", "inference.edge_rule=true"], "inference.edge_rule"),
     (["inference.mirror=true", "data.flip_prob=0"], "data.flip_prob is 0"),
     (["train.accumulate=3"], "train.accumulate"),
     (["train.epochs=0"], "train.epochs"),
