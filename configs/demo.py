@@ -3,10 +3,10 @@
     make demo
 
 Hardware: 2 cores, 6 GB. Time, with install, rendering and report (measured, Python 3.12, quiet cores): 13.1 minutes on
-two cores of an Intel Xeon with AMX; 18.5 on an AMD EPYC without AVX-512, with slower gradients.
+two cores of an Intel Xeon with AMX; 12.9 on an AMD EPYC with AVX-512, 18.5 on one without.
 Average mAP@[.3:.7] on the held-out videos (measured): 79.1 with seed 0 on Python 3.11, by class 0.52 (swell) to 0.99,
-79.2 and 77.0 on 3.12 and two machines; with seed 1 and its videos 72.4, and on a third machine 67.2 (3.12). The clip
-probability is not multiplied in: after 4 epochs it took 4.5 points away.
+79.2, 77.0 and 73.3 on 3.12 and three machines; with seed 1 and its videos 72.4, and 67.2 on the third machine (3.12).
+The clip probability is not multiplied in: after 4 epochs it took 4.5 points away.
 """
 
 from sptad_jax.config import (
