@@ -124,7 +124,7 @@ def is_finished(output: pathlib.Path, settings: FrameSettings, fingerprint: str 
     if not (output / INFO_FILE).exists():
         return False
     try:
-        info = json.loads((output / INFO_FILE).read_text(encoding="utf-8"))
+        info = {"fit": "stretch"} | json.loads((output / INFO_FILE).read_text(encoding="utf-8"))  # as before the option
         version = info["format_version"]
         if version != FORMAT_VERSION:
             raise UserError(f"{output / INFO_FILE} is of format {version}, this version writes {FORMAT_VERSION}; "

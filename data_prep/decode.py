@@ -27,6 +27,7 @@ class FrameSettings:
     fps: float = 10.0  # stored frames per second (paper 4.1)
     max_frames: int = 0  # frames at most, at a lower rate where needed; 0: no limit. 768 for ActivityNet
     frame_size: int = 112  # pixels of either side
+    fit: Literal["stretch", "crop"] = "stretch"  # the whole picture out of shape, or the central square of it
     flow: Literal["tvl1", "tvl1_jax", "dis", "none"] = "tvl1"
     bound: float = 20.0  # pixels of flow that map to the ends of a byte
     flow_size: int = 0  # pixels of either side on which flow is computed, before it is averaged down; 0: frame_size
@@ -43,7 +44,7 @@ class FrameSettings:
             "method": self.flow, "bound": float(self.bound), "size": self.flow_size or self.frame_size}
         taken = [name for name, folder in (("rgb", self.rgb_from), ("flow", self.flow_from)) if folder]
         return {"fps": float(self.fps), "max_frames": self.max_frames, "frame_size": self.frame_size,
-                "streams": list(self.streams), "flow": flow, "from_arrays": taken}
+                "fit": self.fit, "streams": list(self.streams), "flow": flow, "from_arrays": taken}
 
 
 def is_cached(
@@ -104,21 +105,21 @@ def _write_streams(
 ) -> dict[str, Any]:
     """A file of bytes for each stream, as its frames come; returns the facts for the marker."""
     from data_prep.arrays import ArrayReader, FlowReader
-    from sptad_jax.data.streams import decoded_size, iterate_streams
+    from sptad_jax.data.streams import decoded_size, iterate_streams, open_video
     from sptad_jax.data.video import FrameReader
 
-    source = settings.describe()
-    size = settings.frame_size if flow_path else decoded_size(source)
+    source = settings.describe() | ({"flow": None} if flow_path else {})  # then it is taken, not computed
+    size = decoded_size(source)
     reader: ArrayReader | FrameReader
     if settings.rgb_from:
         reader = ArrayReader(path, settings.fps, size, settings.max_frames, stated_sec)
     else:
-        reader = FrameReader(path, settings.fps, size, max_frames=settings.max_frames)
+        reader = open_video(path, source)
     flow = FlowReader(flow_path, size) if flow_path else None
     num_frames = 0
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context(open(folder / name, "wb")) for name in settings.streams}
-        for block in iterate_streams(reader, source, with_flow=flow is None):
+        for block in iterate_streams(reader, source):
             count = len(block["rgb"])
             if flow:
                 block["flow"] = flow.read(num_frames, num_frames + count)

@@ -22,6 +22,9 @@ def add_frame_options(parser: argparse.ArgumentParser, *, max_frames: int = 0) -
                              f"limit (default {max_frames}{no_limit})")
     parser.add_argument("--frame-size", type=int, default=default.frame_size,
                         help="pixels of either side (default 112)")
+    parser.add_argument("--fit", choices=["stretch", "crop"], default=default.fit,
+                        help="how a picture becomes a square: stretch shows all of it out of shape, as in AFSD; crop "
+                             "keeps its shape and shows the central square, larger (default stretch)")
     parser.add_argument("--flow", choices=["tvl1", "tvl1_jax", "dis", "none"], default=default.flow,
                         help="optical flow: tvl1 as in the paper, tvl1_jax the same in JAX and faster, dis a hundred "
                              "times faster, or none (default tvl1)")
@@ -57,11 +60,14 @@ def read_frame_options(args: argparse.Namespace) -> FrameSettings:
     if args.flow_from and args.flow == "none":
         raise UserError("--flow-from gives flow, but --flow none leaves flow out; name the method by which the flow "
                         "was made with --flow, tvl1 for AFSD and denseflow, or leave out --flow-from.")
+    if args.fit != "stretch" and (args.rgb_from or args.flow_from):
+        raise UserError(f"--fit {args.fit} is for videos that are decoded here; leave it out beside --rgb-from and "
+                        "--flow-from.")
     if args.flow_from and args.flow_size:
         raise UserError("--flow-size is for flow that is computed here; leave it out beside --flow-from.")
     return FrameSettings(
-        fps=args.fps, max_frames=args.max_frames, frame_size=args.frame_size, flow=args.flow, bound=args.bound,
-        flow_size=args.flow_size, rgb_from=args.rgb_from, flow_from=args.flow_from)
+        fps=args.fps, max_frames=args.max_frames, frame_size=args.frame_size, fit=args.fit, flow=args.flow,
+        bound=args.bound, flow_size=args.flow_size, rgb_from=args.rgb_from, flow_from=args.flow_from)
 
 
 def read_work_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -230,6 +230,7 @@ def test_find_arrays(tmp_path):
     ("more", "words"),
     [(["--flow-from", ".", "--flow", "none"], "--flow none"),
      (["--flow-from", ".", "--flow-size", "48"], "--flow-size"),
+     (["--rgb-from", ".", "--fit", "crop"], "--fit crop"), (["--flow-from", ".", "--fit", "crop"], "--fit crop"),
      (["--videos", ".", "--beam-options", "x"], "--beam-runner"),
      (["--rgb-from", "nowhere"], "--rgb-from nowhere"), ([], "--videos is missing")])
 def test_bad_options(tmp_path, capsys, more, words):

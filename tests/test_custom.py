@@ -14,12 +14,13 @@ from data_prep import builder
 from data_prep.custom import main, prepare
 from data_prep.decode import FrameSettings
 from data_prep.prepare import find_videos
-from sptad_jax.data import video as video_files
+from sptad_jax.data import streams as streams_module
 from sptad_jax.data.annotations import Video
 from sptad_jax.data.datasets import open_dataset
-from sptad_jax.data.video import FrameReader, decode_video, write_video
+from sptad_jax.data.streams import read_streams
+from sptad_jax.data.video import FrameReader, decode_video, iterate_frames, write_video
 from sptad_jax.errors import UserError
-from tests.reference.tiny_dataset import write_annotations, write_videos
+from tests.reference.tiny_dataset import VIDEOS, write_annotations, write_videos
 
 SETTINGS = FrameSettings(fps=5, frame_size=32, flow="none")
 
@@ -70,6 +71,41 @@ def test_command(videos, annotations, tmp_path, capsys):
     assert (output / "dataset.json").stat().st_mtime_ns == before
 
 
+def test_central_square(annotations, tmp_path, capsys):
+    """--fit crop from the command to detection: stored frames, flow, what `sptad detect` decodes by the dataset's
+    source, and a folder from before the option, which holds whole pictures."""
+    rng = np.random.default_rng(0)
+    wide = tmp_path / "wide"
+    wide.mkdir()
+    for name, (_, count, _) in VIDEOS.items():
+        grey = cv2.resize(rng.integers(0, 256, (6, 8), np.uint8), (96, 48))
+        picture = np.repeat(grey[..., None], 3, axis=-1)
+        write_video(wide / f"{name}.mp4", [np.roll(picture, 2 * t, axis=1) for t in range(count)], 10, crf=5)
+    command = arguments(wide, annotations, tmp_path / "out", "--fit", "crop", "--flow", "dis", "--flow-size", "48")
+    assert main(command) == 0
+    dataset = open_dataset(tmp_path / "out")
+    index = next(i for i, video in enumerate(dataset.videos) if video.name == "long")
+    frames = dataset.read_frames(index, 0, dataset.videos[index].num_frames)
+    pictures = [picture for _, _, picture in iterate_frames(wide / "long.mp4")][::2]
+    squares = np.stack([cv2.resize(picture[:, 24:72], (32, 32), interpolation=cv2.INTER_AREA) for picture in pictures])
+    np.testing.assert_allclose(frames["rgb"], squares, atol=3)
+    moved = np.median(frames["flow"][:-1, 8:-8, 8:-8, 0] / 255 * 40 - 20)
+    assert moved == pytest.approx(4 * 32 / 48, abs=0.3), "2 pixels a frame, every other frame taken; 1.3 if squeezed"
+    again, *_ = read_streams(wide / "long.mp4", dataset.source)
+    for name in ("rgb", "flow"):
+        np.testing.assert_array_equal(again[name], frames[name])
+
+    assert main(command) == 0 and "finished" in capsys.readouterr().out
+    info = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    del info["fit"]
+    (tmp_path / "out" / "dataset.json").write_text(json.dumps(info))
+    assert main(command) == 2
+    assert "made with fit stretch, not crop" in capsys.readouterr().err
+    assert main([word for word in command if word not in ("--fit", "crop")]) == 0
+    old, *_ = read_streams(wide / "long.mp4", open_dataset(tmp_path / "out").source | {"flow": None})
+    np.testing.assert_array_equal(old["rgb"], decode_video(wide / "long.mp4", 5, 32).frames)
+
+
 def test_processes_without_tensorflow(videos, annotations, tmp_path):
     """Several processes, as a real command, give the same bytes as one here, and TensorFlow is never imported."""
     code = ("import sys; from data_prep.custom import main; code = main(sys.argv[1:]); "
@@ -118,7 +154,7 @@ def test_goes_on_where_it_stopped(broken, videos, annotations, tmp_path, monkeyp
         decoded.append(path.name)
         return FrameReader(path, *args, **options)
 
-    monkeypatch.setattr(video_files, "FrameReader", watch)
+    monkeypatch.setattr(streams_module, "FrameReader", watch)
     prepare(broken, annotations, output, SETTINGS)
     assert decoded == ["short.mp4"]
     assert len(open_dataset(output).videos) == 4

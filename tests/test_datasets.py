@@ -76,7 +76,7 @@ def test_description(folder):
     assert dataset.classes == ("jump", "run") and dataset.frame_size == 36 and dataset.streams == ("rgb", "flow")
     assert [dataset.videos[i].name for i in dataset.indices_of("training")] == ["long", "short", "middle"]
     flow = {"method": "dis", "bound": 20.0, "size": 36}
-    assert dataset.source == {"fps": 10, "max_frames": 0, "frame_size": 36, "flow": flow}
+    assert dataset.source == {"fps": 10, "max_frames": 0, "frame_size": 36, "fit": "stretch", "flow": flow}
     ground_truth = json.loads(dataset.ground_truth_path.read_text())["database"]
     assert list(ground_truth) == list(VIDEOS)
     assert ground_truth["middle"]["annotations"][1] == {"segment": [1.0, 3.5], "label": "jump"}

@@ -90,8 +90,8 @@ BROKEN_META = {
         "crop_size": 5000})}, "no batch": {"config": config_with() | {"inference": {"batch_size": 0}}},
     **{f"{name} {value!r:.12}": {"source": SOURCE | {name: value}} for name, values in {
         "fps": (0, -1.0, "ten", None, 1e9, True), "frame_size": (0, 8, -20, 10**7, 20.5, "x"),
-        "max_frames": (-1, "x", None), "flow": ("tvl1", [], {}, {"method": "x", "bound": 5.0, "size": 20},
-                                                {"method": "dis", "bound": 0, "size": 20}),
+        "max_frames": (-1, "x", None), "fit": ("x", None, ["crop"]),
+        "flow": ("tvl1", [], {}, {"method": "x", "bound": 5.0, "size": 20}, {"method": "dis", "bound": 0, "size": 20}),
     }.items() for value in values},
 }  # fmt: skip
 

@@ -9,7 +9,14 @@ import pytest
 from av.video.reformatter import VideoReformatter
 
 from sptad_jax.data import video as video_module
-from sptad_jax.data.video import decode_video, iterate_frames, read_frames_at, stated_duration, write_video
+from sptad_jax.data.video import (
+    FrameReader,
+    decode_video,
+    iterate_frames,
+    read_frames_at,
+    stated_duration,
+    write_video,
+)
 from sptad_jax.errors import UserError
 
 
@@ -19,6 +26,15 @@ def grey_frames(levels, height=32, width=32):
 
 def level_of(frames):
     return frames.mean(axis=(1, 2, 3))
+
+
+def turn_clockwise(path):
+    """Has an mp4 say that it is to be shown after a quarter turn, as telephones do."""
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 44
+    for i, value in enumerate([0, 0x00010000, 0, 0xFFFF0000, 0]):
+        data[matrix + 4 * i:matrix + 4 * i + 4] = value.to_bytes(4, "big")
+    path.write_bytes(data)
 
 
 @pytest.mark.parametrize("source_fps", [5, 10, 15, 24, 30, 29.9])
@@ -45,6 +61,28 @@ def test_colour_and_place(tmp_path):
     np.testing.assert_allclose(frame[3, 3], (220, 30, 30), atol=12)
     np.testing.assert_allclose(frame[12, 12], (30, 30, 220), atol=12)
     np.testing.assert_allclose(frame[3, 12], (0, 0, 0), atol=12)
+
+
+@pytest.mark.parametrize("height, width", [(48, 80), (80, 48), (48, 48)])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("shrink", [1, 2, 4])
+def test_central_square(tmp_path, height, width, turned, shrink):
+    """fit=crop: a square that is not in the middle, cut along the wrong side, squeezed, or cut before the telephone's
+    turn. Against the whole pictures, sliced and averaged by NumPy."""
+    grey = cv2.resize(np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8), (width, height))
+    picture = np.repeat(grey[..., None], 3, axis=-1)  # colours are stored coarser
+    path = tmp_path / "a.mp4"
+    write_video(path, [picture] * 3, 10, crf=5)
+    if turned:
+        turn_clockwise(path)
+    (_, _, whole), *_ = iterate_frames(path)
+    assert whole.shape[:2] == ((width, height) if turned else (height, width))
+    top, left = ((side - 48) // 2 for side in whole.shape[:2])
+    size = 48 // shrink
+    square = whole[top:top + 48, left:left + 48].reshape(size, shrink, size, shrink, 3).mean((1, 3))
+    (frame, *_) = FrameReader(path, 10, size, fit="crop")
+    assert frame.shape == (size, size, 3) and frame.flags.c_contiguous
+    np.testing.assert_allclose(frame, square, atol=2)
 
 
 def exact_picture(frame, size, matrix, full_range):
@@ -124,11 +162,7 @@ def test_turned_video(tmp_path):
     image = np.zeros((32, 64, 3), np.uint8)
     image[:16, :32] = 255  # stored top left, so shown top right after a quarter turn clockwise
     write_video(tmp_path / "a.mp4", [image] * 4, 10)
-    data = bytearray((tmp_path / "a.mp4").read_bytes())
-    matrix = data.index(b"tkhd") + 44
-    for i, value in enumerate([0, 0x00010000, 0, 0xFFFF0000, 0]):
-        data[matrix + 4 * i:matrix + 4 * i + 4] = value.to_bytes(4, "big")
-    (tmp_path / "a.mp4").write_bytes(data)
+    turn_clockwise(tmp_path / "a.mp4")
     frame = decode_video(tmp_path / "a.mp4", fps=10, size=32).frames[1]
     assert frame[8, 24].min() > 200 and max(frame[8, 8].max(), frame[24, 8].max(), frame[24, 24].max()) < 50
     assert read_frames_at(tmp_path / "a.mp4", [0.0], height=64)[0].shape == (64, 32, 3)

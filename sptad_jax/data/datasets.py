@@ -74,8 +74,9 @@ class Dataset:
 
     @property
     def source(self) -> dict[str, Any]:
-        """How frames were made, for new videos to follow: fps, max_frames, frame_size, flow {method, bound} or None."""
-        return {name: self.info[name] for name in ("fps", "max_frames", "frame_size", "flow")}
+        """How frames were made, for new videos to follow: as `sptad_jax.data.streams.read_streams` takes it."""
+        return {name: self.info[name] for name in ("fps", "max_frames", "frame_size", "fit", "flow")
+                if name in self.info}
 
     def indices_of(self, subset: str) -> list[int]:
         """Indices into `videos`, in order. Raises UserError for a subset that the dataset has not."""

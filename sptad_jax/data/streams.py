@@ -21,8 +21,9 @@ def read_streams(
 
     Args:
       path: any file that FFmpeg reads.
-      source: "fps", "max_frames", "frame_size" (pixels of either side), and "flow": None or {"method", "bound" (stored
-        pixels per frame at the ends of the byte range), "size" (pixels of either side on which flow is computed)}.
+      source: "fps", "max_frames", "frame_size" (pixels of either side), "fit" (of a `FrameReader`; absent from what was
+        made before there was a choice: "stretch"), and "flow": None or {"method", "bound" (stored pixels per frame at
+        the ends of the byte range), "size" (pixels of either side on which flow is computed)}.
         A size above frame_size keeps small motions that flow on small pictures would lose; the field is then averaged
         down and measured in the smaller pixels.
       threads: of the decoder.
@@ -32,10 +33,16 @@ def read_streams(
 
     Raises UserError for a file that cannot be decoded or a method that OpenCV lacks.
     """
-    reader = FrameReader(path, source["fps"], decoded_size(source), max_frames=source["max_frames"], threads=threads)
+    reader = open_video(path, source, threads)
     blocks = list(iterate_streams(reader, source, with_flow))
     streams = {name: np.concatenate([block.pop(name) for block in blocks]) for name in list(blocks[0])}
     return streams, reader.fps, reader.duration_sec
+
+
+def open_video(path: str | os.PathLike[str], source: dict[str, Any], threads: int = 1) -> FrameReader:
+    """The frames of a video for `iterate_streams`; nothing is read yet. Arguments and errors as `read_streams`."""
+    return FrameReader(path, source["fps"], decoded_size(source), max_frames=source["max_frames"], threads=threads,
+                       fit=source.get("fit", "stretch"))
 
 
 def decoded_size(source: dict[str, Any]) -> int:

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import av
 import cv2
@@ -20,6 +20,7 @@ from sptad_jax.errors import UserError
 TIME_TOLERANCE_SEC = 1e-3  # Matroska and WebM round time stamps to milliseconds
 TRUNCATED_SHARE = 0.9  # a file that ends before this share of its stated duration is broken
 MAX_GAP_SEC = 600.0  # a picture that stands longer comes from damaged time stamps; it would be repeated without end
+Fit = Literal["stretch", "crop"]  # how a picture becomes a square
 AHEAD = 4  # pictures that are decoded while one is used
 # names of video files in a folder; a file that is named itself may end in anything
 ENDINGS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".gif")
@@ -41,8 +42,7 @@ class FrameReader:
     """Iterates, once, over a video's frames at a fixed rate: uint8 RGB [size, size, 3], a few in memory at a time.
 
     Frame i is the last source frame whose time stamp is not after i / fps (to the millisecond), times counted from the
-    first frame; so a slow source repeats frames and a fast one skips some. The aspect ratio is ignored, as AFSD does
-    (AFSD/common/video2npy.py:46-63); shrinking averages areas, enlarging is bilinear.
+    first frame: a slow source repeats frames, a fast one skips some. Shrinking averages areas, enlarging is bilinear.
 
     Args:
       path: any file that FFmpeg reads.
@@ -52,6 +52,8 @@ class FrameReader:
         above the source's own: ActivityNet's fixed length (paper 4.1; AFSD/anet_data/transform_videos.py:36-37). The
         file is then decoded twice, once for its own rate.
       threads: of the decoder.
+      fit: "stretch" shows the whole picture and ignores its aspect ratio (AFSD/common/video2npy.py:46-63); "crop" keeps
+        the ratio and shows the central square, as is usual for Kinetics.
 
     Attributes `fps`, `duration_sec` and `source_frames`, as in `DecodedVideo`, are right after the last frame.
 
@@ -60,9 +62,11 @@ class FrameReader:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], fps: float, size: int, *, max_frames: int = 0, threads: int = 1
+        self, path: str | os.PathLike[str], fps: float, size: int, *, max_frames: int = 0, threads: int = 1,
+        fit: Fit = "stretch",
     ) -> None:
-        self.path, self.fps, self.size, self.max_frames, self.threads = path, fps, size, max_frames, threads
+        self.path, self.fps, self.size, self.fit = path, fps, size, fit
+        self.max_frames, self.threads = max_frames, threads
         self.duration_sec = 0.0
         self.source_frames = 0
         self._reformatter = VideoReformatter()  # keeps FFmpeg's conversion tables from frame to frame
@@ -73,7 +77,7 @@ class FrameReader:
             self.fps = min(source_fps, self.max_frames / duration_sec)
         for frame, count in _ahead(self._choose()):
             with _explain(self.path):
-                image = _to_rgb(frame, self._reformatter, self.size, self.size)
+                image = _to_square(frame, self._reformatter, self.size, self.fit)
             for _ in range(count):
                 yield image
 
@@ -249,12 +253,32 @@ def _stated_duration(container: "av.container.InputContainer", stream: "av.video
     return 0.0
 
 
+def _to_square(frame: av.VideoFrame, reformatter: VideoReformatter, size: int, fit: Fit) -> np.ndarray:
+    """Upright uint8 RGB [size, size, 3]: the whole picture, or the middle of one whose shorter side is `size`."""
+    height = width = size
+    if fit == "crop":
+        own_height, own_width = _upright_size(frame)
+        scale = size / min(own_height, own_width)
+        height, width = round(own_height * scale), round(own_width * scale)
+    image = _to_rgb(frame, reformatter, height, width)
+    top, left = (height - size) // 2, (width - size) // 2
+    return np.ascontiguousarray(image[top:top + size, left:left + size])
+
+
+def _quarter_turns(frame: av.VideoFrame) -> int:
+    return round(getattr(frame, "rotation", 0) / 90) % 4  # telephones store a lying picture and how to turn it
+
+
+def _upright_size(frame: av.VideoFrame) -> tuple[int, int]:
+    return (frame.width, frame.height) if _quarter_turns(frame) % 2 else (frame.height, frame.width)
+
+
 def _to_rgb(
     frame: av.VideoFrame, reformatter: VideoReformatter, height: int | None = None, width: int | None = None
 ) -> np.ndarray:
     """Upright uint8 RGB [height, width, 3], by default of the frame's own height, and in its own aspect ratio."""
-    turns = round(getattr(frame, "rotation", 0) / 90) % 4  # telephones store a lying picture and how to turn it
-    own_width, own_height = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
+    turns = _quarter_turns(frame)
+    own_height, own_width = _upright_size(frame)
     height = height or own_height
     width = width or max(1, round(own_width * height / own_height))
     shrinks = width <= own_width and height <= own_height

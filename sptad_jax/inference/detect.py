@@ -16,8 +16,8 @@ import numpy as np
 from sptad_jax import config as config_lib
 from sptad_jax.config import Config
 from sptad_jax.data.optical_flow import FlowMethod
-from sptad_jax.data.streams import decoded_size, iterate_streams
-from sptad_jax.data.video import FrameReader
+from sptad_jax.data.streams import iterate_streams, open_video
+from sptad_jax.data.video import Fit, FrameReader
 from sptad_jax.errors import UserError
 from sptad_jax.inference.export import read_detector
 from sptad_jax.inference.predict import Forward, make_forward, windows_to_detections
@@ -133,7 +133,7 @@ def read_batches(
     file that cannot be decoded.
     """
     config, source = detector.config, detector.source
-    reader = FrameReader(path, source["fps"], decoded_size(source), max_frames=source["max_frames"], threads=0)
+    reader = open_video(path, source, threads=0)
     blocks = iterate_streams(reader, source, with_flow="flow" in config.model.streams)
     taken = ({name: block[name] for name in config.model.streams} for block in blocks)
     windows = cut_windows(taken, config.data.num_frames, config.data.stride_test)
@@ -226,6 +226,7 @@ def _check_source(source: Any, config: Config, where: str) -> None:
         (isinstance(most, int) and most >= 0, "max_frames must be a count or 0"),
         (isinstance(size, int) and config.data.crop_size <= size <= MAX_SIDE,
          f"frame_size must lie between data.crop_size ({config.data.crop_size}) and {MAX_SIDE}"),
+        (fields.get("fit", "stretch") in get_args(Fit), "fit must be stretch or crop"),
         (flow is None or (isinstance(flow, dict) and flow.get("method") in get_args(FlowMethod)
                           and _is_number(flow.get("bound"), 0.0, 1e6) and isinstance(flow.get("size"), int)
                           and flow["size"] <= MAX_SIDE),

@@ -73,6 +73,7 @@ def list_facts(detector: Detector, checkpoint: str | pathlib.Path) -> dict[str, 
     """Name -> value of what a checkpoint says of itself, for people to read."""
     model, data, source = detector.config.model, detector.config.data, detector.source
     flow, most = source["flow"], source["max_frames"]
+    fit = "central square" if source.get("fit") == "crop" else "whole picture"
     rate = f"{source['fps']:g} a second" + (f", at most {most} of a video" if most else "")
     usual = dataclasses.asdict(ModelConfig())
     changed = [f"model.{name}={value}" for name, value in dataclasses.asdict(model).items() if value != usual[name]]
@@ -81,7 +82,7 @@ def list_facts(detector: Detector, checkpoint: str | pathlib.Path) -> dict[str, 
         "config": f"stored in the checkpoint; unlike the defaults: {', '.join(changed) or 'nothing in the model'}",
         "classes": f"{len(detector.classes)}: {', '.join(detector.classes)}",
         "streams": " and ".join(model.streams) + (f", {model.fusion} fusion" if len(model.streams) > 1 else ""),
-        "frames": f"{rate}, {source['frame_size']} pixels a side, cropped to {data.crop_size}",
+        "frames": f"{rate}, {fit} at {source['frame_size']} pixels a side, cropped to {data.crop_size}",
         "flow": f"{flow['method']}, bound {flow['bound']:g}, on {flow['size']} pixels" if flow else "none",
         "window": f"{data.num_frames} frames, one every {data.stride_test}",
         "proposals": f"{model.num_proposals}, refined by {model.num_stages} stages",
