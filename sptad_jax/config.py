@@ -12,6 +12,7 @@ import types
 import typing
 from typing import Any, Literal
 
+from sptad_jax.config_rules import find_contradiction
 from sptad_jax.errors import UserError
 
 CHANNELS = {"rgb": 3, "flow": 2}  # of a stream's frames
@@ -112,7 +113,7 @@ class DataConfig:
     mix_prob: float = 0.0  # share of training windows shown at once with another: mean of pictures, sum of flows
     speed_jitter: float = 0.0  # log of the largest factor by which a training window is sped up or slowed down
     shuffle_labels: bool = False  # control experiment: training labels permuted among all instances
-    read_threads: int = 2  # of the Grain pipeline
+    read_threads: int = 2  # of the Grain pipeline; 0 reads in the thread that trains
     workers: int = 0  # processes of the Grain pipeline; 0 reads in this process
 
 
@@ -156,7 +157,7 @@ class InferenceConfig:
     nms_tiou: float = 0.5  # hard NMS threshold
     nms_per_class: bool = True
     nms_min_score: float = 0.001  # soft-NMS stops below
-    max_per_class: int = 5000  # detections of one class in a video
+    max_per_class: int = 5000  # detections of one class in a video; 0: no limit
     max_per_video: int = 0  # 0: no limit
     edge_rule: bool = False  # NMS only where windows overlap, as TadTR
     share_backbone: bool = False  # windows take the features of the frames they share from one another: see choices.md
@@ -268,47 +269,9 @@ def _coerce(annotation: Any, value: Any, where: str) -> Any:
 def validate(config: Config) -> None:
     """Refuses combinations that cannot work, with one sentence that names the fields. Raises UserError."""
     _with_values(Config(), [(f"{g}.{f}", v) for g, fs in to_dict(config).items() for f, v in fs.items()], "config")
-    model, data, train = config.model, config.data, config.train
-    rules = [
-        (set(model.streams) <= {"rgb", "flow"} and bool(model.streams), "model.streams takes rgb, flow or both"),
-        (len(set(model.streams)) == len(model.streams), "model.streams names a stream twice"),
-        (model.fusion == "early" or len(model.streams) == 2, "model.fusion=late needs both streams"),
-        (model.hidden_dim % model.num_heads == 0, "model.hidden_dim must be a multiple of model.num_heads"),
-        (model.num_stages >= 1, "model.num_stages must be at least 1"),
-        (model.eta > 0, "model.eta must be positive"),
-        (model.num_proposals >= data.max_targets,
-         f"model.num_proposals ({model.num_proposals}) must be at least data.max_targets ({data.max_targets}): "
-         "every target needs a proposal of its own (paper 3.1.3)"),
-        (data.num_frames % 16 == 0, "data.num_frames must be a multiple of 16, the stride of the coarsest level"),
-        (data.crop_size >= 16, "data.crop_size must be at least 16 pixels"),
-        (0 <= data.flip_prob <= 1, "data.flip_prob is a probability"),
-        (0 <= data.mix_prob <= 1, "data.mix_prob is a probability"),
-        (min(data.color_jitter, data.size_jitter, data.speed_jitter) >= 0,
-         "data.color_jitter, data.size_jitter and data.speed_jitter must not be negative"),
-        (0 <= data.shear_jitter < 1, "data.shear_jitter must lie in [0, 1)"),
-        (train.batch_size % train.accumulate == 0, "train.batch_size must be a multiple of train.accumulate"),
-        (train.epochs > 0 and train.batch_size > 0, "train.epochs and train.batch_size must be positive"),
-        (train.learning_rate > 0, "train.learning_rate must be positive"),
-        (0 <= train.ema_decay < 1, "train.ema_decay must lie in [0, 1)"),
-        (min(train.log_every, train.checkpoint_every, train.keep_checkpoints) >= 1,
-         "train.log_every, train.checkpoint_every and train.keep_checkpoints must be at least 1"),
-        (min(data.stride_train, data.stride_test) >= 1, "data.stride_train and data.stride_test must be at least 1"),
-        (config.inference.batch_size >= 1, "inference.batch_size must be at least 1"),
-        (not (config.inference.mirror and config.inference.share_backbone),
-         "inference.mirror and inference.share_backbone do not go together; choose one"),
-        (not (config.inference.mirror and config.inference.edge_rule),
-         "inference.mirror finds actions twice in a window, where inference.edge_rule suppresses none; choose one"),
-        (not config.inference.mirror or data.flip_prob > 0,
-         "inference.mirror needs a detector that saw mirrored windows in training: data.flip_prob is 0"),
-        (config.inference.nms_sigma > 0, "inference.nms_sigma must be positive"),
-        (not config.loss.stage_weights or len(config.loss.stage_weights) == model.num_stages,
-         "loss.stage_weights needs one weight per stage, or none"),
-        (bool(config.evaluation.tious) and all(0 < t <= 1 for t in config.evaluation.tious),
-         "evaluation.tious must lie in (0, 1]"),
-    ]
-    for holds, sentence in rules:
-        if not holds:
-            raise UserError(f"config: {sentence}.")
+    sentence = find_contradiction(config)
+    if sentence:
+        raise UserError(f"config: {sentence}.")
 
 
 def load_config(path: str, overrides: typing.Iterable[str] = ()) -> Config:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import typing
 
 import pytest
 
@@ -107,6 +108,41 @@ def test_each_rule_refuses_what_cannot_work(assignments, word):
     with pytest.raises(UserError) as error:
         validate(apply_overrides(Config(), assignments))
     assert word in str(error.value)
+
+
+def numbers():
+    """Every option that is a number or a list of numbers, and a way to set it."""
+    for group in dataclasses.fields(Config):
+        for name, kind in typing.get_type_hints(group.type).items():
+            if kind in (int, float) or kind == tuple[float, ...]:
+                yield f"{group.name}.{name}", kind
+
+
+@pytest.mark.parametrize(("name", "kind"), [*numbers()])
+def test_no_number_goes_unchecked(name, kind):
+    """An option whose negative or infinite value is taken and fails hours later, divides by zero, or silently trains
+    something else; a new option that was given no range."""
+    for bad in ("-1", "NaN", "Infinity"):
+        with pytest.raises(UserError) as error:
+            validate(apply_overrides(Config(), [f"{name}=[{bad}]" if kind not in (int, float) else f"{name}={bad}"]))
+        assert name in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", [
+    "model.num_heads", "train.accumulate", "model.soi_bins", "data.max_targets", "model.width_multiplier",
+    "model.prior_prob", "inference.nms_sigma", "evaluation.tious", "synthetic.train_videos"])
+def test_zero_is_refused_where_it_means_nothing(name):
+    """Division by zero and empty arrays deep in the network."""
+    with pytest.raises(UserError, match=name):
+        validate(apply_overrides(Config(), [f"{name}={[0] if name.endswith('tious') else 0}"]))
+
+
+@pytest.mark.parametrize("name", ["data.flip_prob", "model.dropout", "train.ema_decay", "inference.min_score",
+                                  "model.bn_momentum", "data.shear_jitter", "model.prior_prob"])
+def test_shares_end_at_one(name):
+    """A percentage given for a share."""
+    with pytest.raises(UserError, match=name):
+        validate(apply_overrides(Config(), [f"{name}=50"]))
 
 
 def test_validate_checks_types_of_configs_made_in_python():
