@@ -1,5 +1,7 @@
 """The profile of a training step: that every part is found, and that no time is counted twice."""
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +23,25 @@ def test_every_part_is_found(monkeypatch):
     parts = step_profile.sum_parts(seconds, scopes)
     assert step_profile.PARTS.keys() - parts.keys() <= {"rest of the backbones", "rest of the detection head"}
     assert sum(parts.values()) == pytest.approx(sum(seconds.values()))
+
+
+def test_onednn_calls_count_to_the_operation_of_the_program():
+    """Catches time of a library's calls that stands under names which the program does not know, and host threads
+    counted beside a device's own line."""
+    def event(start, end, name):
+        return SimpleNamespace(start_ns=start, duration_ns=end - start, stats=[("hlo_op", name)] if name else [])
+
+    def plane(name, **lines):
+        lines = [SimpleNamespace(name=line, events=events) for line, events in lines.items()]
+        return SimpleNamespace(name=name, lines=lines)
+
+    rows = [event(0, 10, "conv.3"), event(2, 6, "conv.3__onednn$conv"), event(10, 13, "fusion"), event(20, 30, None)]
+    more = [event(0, 4, "conv.3__onednn$conv")]
+    cpu = step_profile.sum_operations(SimpleNamespace(planes=[plane("/host:CPU", one=rows, two=more)]))
+    assert cpu == pytest.approx({"conv.3": 14e-9, "fusion": 3e-9})
+    gpu = plane("/device:GPU:0", **{"XLA Ops": rows, "Steps": more})
+    both = step_profile.sum_operations(SimpleNamespace(planes=[plane("/host:CPU", one=more), gpu]))
+    assert both == pytest.approx({"conv.3": 10e-9, "fusion": 3e-9})
 
 
 @given(st.recursive(st.just([]), lambda children: st.lists(st.tuples(st.integers(0, 2), children), max_size=3),
