@@ -31,7 +31,7 @@ from sptad_jax.evaluation.analysis import analyse
 from sptad_jax.evaluation.average_precision import format_row
 from sptad_jax.evaluation.files import load_detections, load_ground_truth
 from sptad_jax.files import AnyPath, to_path, write_bytes, write_json
-from sptad_jax.inference.predict import evaluate_state, make_forward
+from sptad_jax.inference.predict import check_test_videos, evaluate_state, make_forward
 from sptad_jax.models.conv3d import has_onednn
 from sptad_jax.models.pretrained import load_i3d
 from sptad_jax.program_cache import keep_programs
@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # --- Data ---
     dataset = open_dataset(config.data.dataset_dir, config.data)
+    check_test_videos(dataset, config)
     classes = list(dataset.classes)
     batches = make_training_batches(
         dataset, config.data, config.train, config.model.streams,
@@ -77,8 +78,11 @@ def main(argv: list[str] | None = None) -> int:
     )
 
     # --- Model and optimiser ---
+    checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints)
+    is_new = checkpoints.latest_step() is None
     variables = init_variables(config, len(classes))
-    _load_backbones(variables, config)
+    if is_new:  # a run that goes on needs them no more, and they may be gone
+        _load_backbones(variables, config)
     tx, schedule, groups = make_optimizer(variables["params"], config, batches.steps_per_epoch)
     for group, count, rate in groups:
         say(f"  {group:<10} {count / 1e6:8.3f} M parameters, learning rate {rate:g}")
@@ -88,8 +92,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # --- Restore ---
     meta = {"config": config_lib.to_dict(config), "classes": classes, "source": dataset.source}
-    checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints)
-    if checkpoints.latest_step() is not None:
+    if not is_new:
         state, data_state, old_meta = checkpoints.restore(state)
         _refuse_other_classes(workdir, old_meta["classes"], classes)
         if not args.evaluate_only and (remark := batches.set_state(data_state)):

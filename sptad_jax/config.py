@@ -141,7 +141,7 @@ class TrainConfig:
     allow_partial: bool = False  # accept weights with missing, unexpected or misshapen paths
     log_every: int = 10  # steps
     checkpoint_every: int = 500  # steps
-    keep_checkpoints: int = 2  # the newest; with evaluate_every the one with the best average mAP stays as well
+    keep_checkpoints: int = 2  # the newest; the best of those that evaluate_every scored stays as well
     evaluate_every: float = 0  # epochs; 0: only at the end
 
 
@@ -251,7 +251,7 @@ def _coerce(annotation: Any, value: Any, where: str) -> Any:
     """Checks `value` against a field's type; ints become floats and lists tuples where the field asks for it."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
-        if value not in args or isinstance(value, bool) != isinstance(args[0], bool):
+        if value not in args or type(value) not in map(type, args):
             raise UserError(f"{where} is {value!r}; choose one of {', '.join(map(str, args))}.")
         return value
     if origin is tuple:
@@ -268,8 +268,7 @@ def _coerce(annotation: Any, value: Any, where: str) -> Any:
 
 def validate(config: Config) -> None:
     """Refuses combinations that cannot work, with one sentence that names the fields. Raises UserError."""
-    _with_values(Config(), [(f"{g}.{f}", v) for g, fs in to_dict(config).items() for f, v in fs.items()], "config")
-    sentence = find_contradiction(config)
+    sentence = find_contradiction(from_dict(to_dict(config)))
     if sentence:
         raise UserError(f"config: {sentence}.")
 
@@ -281,12 +280,17 @@ def load_config(path: str, overrides: typing.Iterable[str] = ()) -> Config:
 
     if not pathlib.Path(path).is_file():
         raise UserError(f"--config {path}: no such file; the ready-made ones are in configs/.")
+    if pathlib.Path(path).suffix != ".py":
+        raise UserError(f"--config {path}: give a Python file; a run's config.json is for reading.")
     spec = importlib.util.spec_from_file_location("sptad_config", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not isinstance(getattr(module, "get_config", None), types.FunctionType):
         raise UserError(f"--config {path}: the file must define get_config() that returns a sptad_jax.config.Config.")
-    config = apply_overrides(module.get_config(), overrides)
+    config = module.get_config()
+    if not isinstance(config, Config):
+        raise UserError(f"--config {path}: get_config() returns {type(config).__name__}, not sptad_jax.config.Config.")
+    config = apply_overrides(from_dict(to_dict(config), path), overrides)  # lists to tuples, as fields ask for
     validate(config)
     return config

@@ -20,9 +20,10 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("must not be negative", lambda x: x >= 0,
      "model.sampling_ratio loss.class_weight loss.l1_weight loss.giou_weight loss.action_weight loss.class_cost "
      "loss.l1_cost loss.giou_cost loss.focal_gamma loss.stage_weights data.size_jitter data.color_jitter "
-     "data.speed_jitter data.read_threads data.workers train.seed train.lr_drop_epochs train.warmup_steps "
+     "data.speed_jitter data.read_threads data.workers train.lr_drop_epochs train.warmup_steps "
      "train.weight_decay train.backbone_lr_multiplier train.clip_norm train.evaluate_every inference.max_per_class "
-     "inference.max_per_video synthetic.seed"),
+     "inference.max_per_video"),
+    ("must lie in [0, 2**32)", lambda x: 0 <= x < 2**32, "train.seed synthetic.seed"),
     ("must lie in [0, 1]", lambda x: 0 <= x <= 1,
      "model.bn_momentum loss.focal_alpha data.min_tioa data.flip_prob data.mix_prob inference.min_score "
      "inference.nms_tiou inference.nms_min_score"),
@@ -54,15 +55,20 @@ def _combinations(config: "Config") -> list[tuple[bool, str]]:
         (model.num_proposals >= data.max_targets,
          f"model.num_proposals ({model.num_proposals}) must be at least data.max_targets ({data.max_targets}): "
          "every target needs a proposal of its own (paper 3.1.3)"),
+        (len(set(data.classes)) == len(data.classes), "data.classes names a class twice"),
         (data.num_frames % 16 == 0, "data.num_frames must be a multiple of 16, the stride of the coarsest level"),
         (train.batch_size % train.accumulate == 0, "train.batch_size must be a multiple of train.accumulate"),
         (not (inference.mirror and inference.share_backbone),
          "inference.mirror and inference.share_backbone do not go together; choose one"),
         (not (inference.mirror and inference.edge_rule),
          "inference.mirror finds actions twice in a window, where inference.edge_rule suppresses none; choose one"),
+        (not (inference.mirror and inference.nms == "none"),
+         "inference.mirror finds actions twice and needs inference.nms to be soft or hard"),
         (not inference.mirror or data.flip_prob > 0,
          "inference.mirror needs a detector that saw mirrored windows in training: data.flip_prob is 0"),
         (not config.loss.stage_weights or len(config.loss.stage_weights) == model.num_stages,
          "loss.stage_weights needs one weight per stage, or none"),
         (bool(config.evaluation.tious), "evaluation.tious names no threshold"),
+        (len({f"{t:g}" for t in config.evaluation.tious}) == len(config.evaluation.tious),
+         "evaluation.tious names a threshold twice"),
     ]

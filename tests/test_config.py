@@ -102,6 +102,10 @@ def test_defaults_are_valid_and_the_papers():
     (["loss.stage_weights=[1, 1]"], "loss.stage_weights"),
     (["evaluation.tious=[]"], "evaluation.tious"),
     (["evaluation.tious=[0.5, 1.5]"], "evaluation.tious"),
+    (["evaluation.tious=[0.5, 0.5]"], "evaluation.tious names a threshold twice"),
+    (['data.classes=["run", "jump", "run"]'], "data.classes"),
+    (["inference.mirror=true", "inference.nms=none"], "inference.nms"),
+    (["train.seed=4294967296"], "train.seed"),
 ])
 def test_each_rule_refuses_what_cannot_work(assignments, word):
     """A rule that is lost or inverted: the run would fail much later, or train something else."""
@@ -190,6 +194,33 @@ def test_load_config_needs_get_config(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UserError, match=r"mine\.py: the file must define get_config"):
         load_config(str(path))
+
+
+@pytest.mark.parametrize("body", ["pass", "return {'model': {}}"])
+def test_load_config_of_something_else(tmp_path, body):
+    """A traceback where get_config forgets to return, or returns a dict."""
+    (tmp_path / "mine.py").write_text(f"def get_config():\n    {body}\n")
+    with pytest.raises(UserError, match=r"mine\.py: get_config\(\) returns (NoneType|dict)"):
+        load_config(str(tmp_path / "mine.py"))
+
+
+def test_load_config_of_a_runs_json(tmp_path):
+    """The file that every run holds: an assertion without a word."""
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(Config())))
+    with pytest.raises(UserError, match=r"config\.json: give a Python file"):
+        load_config(str(tmp_path / "config.json"))
+
+
+def test_lists_and_whole_numbers_in_a_config_file(tmp_path):
+    """Python's usual values where fields ask for tuples and floats: a traceback in a rule, or hours later."""
+    (tmp_path / "mine.py").write_text(
+        "from sptad_jax.config import *\n"
+        "def get_config():\n"
+        "    return Config(evaluation=EvaluationConfig(tious=[0.3, 1]), train=TrainConfig(lr_drop_epochs=12))\n")
+    config = load_config(str(tmp_path / "mine.py"))
+    assert config.evaluation.tious == (0.3, 1.0) and config.train.lr_drop_epochs == (12.0,)
+    assert {type(x) for x in (*config.evaluation.tious, *config.train.lr_drop_epochs)} == {float}
+    validate(dataclasses.replace(Config(), evaluation=configs.EvaluationConfig(tious=[0.3, 0.5])))
 
 
 def test_load_config_of_no_file(tmp_path):

@@ -77,6 +77,8 @@ def test_unknown_end_point_is_refused():
     """Catches a misspelt end point that passes in silence."""
     with pytest.raises(UserError, match="Mixed_3d"):
         i3d.I3D(end_points=("Mixed_3d",)).init(jax.random.key(0), jnp.zeros((1, 8, 32, 32, 3)))
+    with pytest.raises(UserError, match="the list is empty"):
+        i3d.I3D(end_points=()).init(jax.random.key(0), jnp.zeros((1, 8, 32, 32, 3)))
 
 
 @pytest.mark.parametrize(("channels", "multiplier", "expected"),

@@ -307,13 +307,23 @@ def test_external_score_files(tmp_path):
     wanted = {"v": {"a": 0.25, "b": 0.75}}
     for content in (wanted, {"class": ["a", "b"], "results": {"v": [[0.25, 0.75]]}}):
         path.write_text(json.dumps(content))
-        assert postprocess.load_external_scores(path) == wanted
+        assert postprocess.load_external_scores(path, ["v"]) == wanted
     for content in ([], {"v": [1]}, {"class": ["a"], "results": {"v": [1, 2]}}, {"v": {"a": -1}}, {"v": {"a": "x"}}):
         path.write_text(json.dumps(content))
         with pytest.raises(UserError, match=r"scores\.json"):
-            postprocess.load_external_scores(path)
+            postprocess.load_external_scores(path, [])
     path.write_text("{")
     with pytest.raises(UserError, match="not JSON"):
-        postprocess.load_external_scores(path)
+        postprocess.load_external_scores(path, [])
     with pytest.raises(UserError, match="cannot be read"):
-        postprocess.load_external_scores(tmp_path / "absent.json")
+        postprocess.load_external_scores(tmp_path / "absent.json", [])
+
+
+def test_external_scores_of_every_video(tmp_path):
+    """A file whose names differ by a prefix and that changes nothing, and a video without scores, whose detections
+    would outrank all others."""
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps({"v_one": {"a": 0.5}, "two": {"a": 0.25}, "unused": {"a": 1}}))
+    assert postprocess.load_external_scores(path, ["one", "v_two"]) == {"one": {"a": 0.5}, "v_two": {"a": 0.25}}
+    with pytest.raises(UserError, match=r"scores\.json: has no scores of 2 of the 3 videos, 'three' first"):
+        postprocess.load_external_scores(path, ["one", "three", "four"])

@@ -8,7 +8,14 @@ import pytest
 
 from sptad_jax.config import Config, DataConfig, InferenceConfig
 from sptad_jax.data.datasets import open_dataset
-from sptad_jax.inference.predict import evaluate_state, make_forward, predict_windows, windows_to_detections
+from sptad_jax.errors import UserError
+from sptad_jax.inference.predict import (
+    check_test_videos,
+    evaluate_state,
+    make_forward,
+    predict_windows,
+    windows_to_detections,
+)
 from sptad_jax.models.sptad import SPTAD
 from tests.reference.parameters import draw_variables, run_once
 from tests.reference.tiny_dataset import make_tiny_dataset
@@ -125,6 +132,22 @@ def test_evaluation_of_a_dataset(dataset, tmp_path):
     assert found["unseen"][0] == {"label": "run", "score": 0.75, "segment": [2.0, 4.0]}
     late = [row["segment"] for row in found["unseen"] if row["label"] == "run"][1:]
     assert sorted(late) == [[2.88, 3.2], [6.08, 6.4], [6.68, 7.0]]
+
+
+def test_what_keeps_an_evaluation_from_ending_is_told_before(dataset, tmp_path):
+    """Days of training that end without a score: a test subset without annotations, scores of other classes."""
+    config = Config(data=DataConfig(test_subset="testing"), inference=NO_NMS)
+    assert check_test_videos(dataset, config) == {}
+    path = tmp_path / "scores.json"
+    scored = dataclasses.replace(config, inference=dataclasses.replace(NO_NMS, external_scores=str(path)))
+    path.write_text('{"v_unseen": {"run": 0.5}}')
+    assert check_test_videos(dataset, scored) == {"unseen": {"run": 0.5}}
+    path.write_text('{"v_unseen": {"sit": 0.5}}')
+    with pytest.raises(UserError, match="no label of the file is a class"):
+        check_test_videos(dataset, scored)
+    bare = [dataclasses.replace(video, annotations=[]) for video in dataset.videos]
+    with pytest.raises(UserError, match="'testing' has no annotation"):
+        check_test_videos(dataclasses.replace(dataset, videos=bare), config)
 
 
 def test_forward_pass():

@@ -33,8 +33,8 @@ QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_exp
 CLASSES = ["run", "jump", "Weitsprung über Öl"]
 SOURCE = {"fps": 10.0, "frame_size": 20, "max_frames": 0, "flow": {"method": "dis", "bound": 5.0, "size": 20}}
 MODEL = ModelConfig(
-    end_points=("Conv3d_2b_1x1", "Mixed_3b"), width_multiplier=0.0625, hidden_dim=16, num_heads=2, dynamic_dim=4,
-    ffn_dim=24, soi_bins=3, num_proposals=5, num_stages=2,
+    end_points=("Conv3d_2b_1x1", "MaxPool3d_4a_3x3"), width_multiplier=0.0625, hidden_dim=16, num_heads=2,
+    dynamic_dim=4, ffn_dim=24, soi_bins=3, num_proposals=5, num_stages=2,
 )  # fmt: skip
 # one that takes every other path: late fusion, adaptive samples, linear interpolation, the other deltas
 OTHER = dataclasses.replace(
@@ -131,7 +131,7 @@ def check(write, suffix: str, code: str, refused: set[str], folder: pathlib.Path
         assert found.keys() == wanted.keys()
         for name, value in wanted.items():
             assert found[name].dtype == np.float32
-            np.testing.assert_allclose(found[name], value[:size], rtol=0, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(found[name], value[:size], rtol=0, atol=3e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sptad_jax.config import ModelConfig
+from sptad_jax.errors import UserError
 from sptad_jax.models import temporal_fpn
 from tests.reference.parameters import draw_variables, run_once
 
@@ -55,6 +56,17 @@ def torch_pyramid(features, params, config):
         kernel = config.fpn_pool_kernel
         levels.append(F.max_pool1d(levels[-1], kernel, 2, padding=(kernel - 1) // 2))
     return [x.transpose(1, 2) for x in levels]
+
+
+@pytest.mark.parametrize("lengths", [(4, 8, 16), (16, 16, 8), (16, 4), (16, 9)])
+def test_end_points_of_other_moments_are_refused(lengths):
+    """Catches a sum of coarse and fine features of different moments: cut to one length, the shapes would fit."""
+    features = [jnp.zeros((1, t, 2, 2, 3)) for t in lengths]
+    module = temporal_fpn.TemporalFPN(TINY)
+    with pytest.raises(UserError, match=f"they have {', '.join(map(str, lengths))}"):
+        jax.eval_shape(lambda: module.init(jax.random.key(0), features))
+    last_only = temporal_fpn.TemporalFPN(dataclasses.replace(TINY, pyramid="single"))
+    jax.eval_shape(lambda: last_only.init(jax.random.key(0), features))
 
 
 @pytest.mark.parametrize("changes", [

@@ -196,6 +196,14 @@ def test_second_start_only_evaluates(finished, config, capsys):
     assert "resumed at step" in capsys.readouterr().out
 
 
+def test_going_on_needs_no_pretrained_weights(finished, config, tmp_path, capsys):
+    """A preempted run that is refused on a node without the weights it began from: its checkpoint holds them all."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    assert start(config, workdir, "--set", "train.pretrained_rgb=gone.npz") == 0
+    assert "gone.npz" in refused(capsys, start(config, tmp_path / "new", "--set", "train.pretrained_rgb=gone.npz"))
+
+
 def test_other_options_on_an_old_run(finished, config, tmp_path, capsys):
     """Another architecture, optimiser or class list on the checkpoints of a run: a traceback, or its config.json
     overwritten with what its checkpoints are not."""
@@ -218,6 +226,8 @@ def test_other_options_on_an_old_run(finished, config, tmp_path, capsys):
     (["data.dataset_dir="], ["data.dataset_dir"]),
     (["data.dataset_dir=nowhere"], ["data.dataset_dir", "nowhere"]),
     (["data.train_subset=train"], ["train", "training", "testing"]),
+    (["data.test_subset=val"], ["'val'", "training", "testing"]),  # else told after the last step
+    (["inference.external_scores=absent.json"], ["absent.json"]),
     (['data.classes=["run"]'], ["'jump'", "data.classes"]),
     (['data.classes=["run", "jump", "sit"]'], ["'sit'", "data.classes"]),
     (["data.max_targets=1"], ["middle", "data.max_targets (1)", "2"]),

@@ -7,7 +7,7 @@ and redundant detections, which overlapping windows produce, are suppressed by s
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,7 @@ def postprocess_video(
         raise ValueError(f"class_prob {score.shape}, segments {segments_norm.shape}, {len(classes)} classes: disagree")
     score = adjust_scores(score, clip_prob, config.combine)
     if external_scores is not None:
-        score = score * _external_row(external_scores, classes)
+        score = score * external_row(external_scores, classes)
     if not (np.isfinite(score).all() and np.isfinite(segments_norm).all()):
         raise UserError("the model's output is not finite: its weights have diverged or are damaged; take others.")
 
@@ -104,11 +104,14 @@ def touches_overlap(segments_sec: np.ndarray, window_start_sec: np.ndarray, wind
     return inside.any(axis=1)
 
 
-def load_external_scores(path: str | pathlib.Path) -> dict[str, dict[str, float]]:
-    """Video-level class scores of another classifier: video -> label -> score.
+def load_external_scores(path: str | pathlib.Path, videos: Iterable[str]) -> dict[str, dict[str, float]]:
+    """Video-level class scores of another classifier for each of `videos`: video -> label -> score.
+
+    Videos may have ActivityNet's prefix `v_` there and not here, or the other way round.
 
     Reads {video: {label: score}}, or CUHK's layout for ActivityNet, {"class": [labels], "results": {video: [scores]}}
-    (scores may be wrapped in a list of one row). Raises UserError naming the file and video.
+    (scores may be wrapped in a list of one row). Raises UserError naming the file and video, also for a video without
+    scores: its detections would outrank all others, whose scores are products.
     """
     path = pathlib.Path(path)
     try:
@@ -128,7 +131,13 @@ def load_external_scores(path: str | pathlib.Path) -> dict[str, dict[str, float]
     for video, row in table.items():
         if not all(np.isfinite(score) and score >= 0 for score in row.values()):
             raise UserError(f"{path}: video '{video}' has a score that is negative or not finite; correct it.")
-    return table
+    found = {video: next((name for name in (video, f"v_{video}", video.removeprefix("v_")) if name in table), None)
+             for video in videos}
+    missing = [video for video, name in found.items() if name is None]
+    if missing:
+        raise UserError(f"{path}: has no scores of {len(missing)} of the {len(found)} videos, '{missing[0]}' first; "
+                        "add them, or leave inference.external_scores empty.")
+    return {video: table[name] for video, name in found.items() if name is not None}
 
 
 def write_detections(
@@ -155,7 +164,8 @@ def _to_video(segments_norm: np.ndarray, starts: np.ndarray, length: float, dura
     return np.clip(np.round(shifted, TIME_DECIMALS), 0.0, duration)
 
 
-def _external_row(external_scores: Mapping[str, float], classes: Sequence[str]) -> np.ndarray:
+def external_row(external_scores: Mapping[str, float], classes: Sequence[str]) -> np.ndarray:
+    """Scores [C] in the order of `classes`, 0 where a label is absent. Raises UserError where all are."""
     if not set(external_scores) & set(classes):
         raise UserError("inference.external_scores: no label of the file is a class of the data set; check its labels.")
     return np.array([external_scores.get(label, 0.0) for label in classes], np.float64)

@@ -19,7 +19,7 @@ from sptad_jax.errors import UserError
 from sptad_jax.evaluation.average_precision import evaluate
 from sptad_jax.evaluation.files import load_ground_truth
 from sptad_jax.files import AnyPath, write_json
-from sptad_jax.inference.postprocess import load_external_scores, postprocess_video, write_detections
+from sptad_jax.inference.postprocess import external_row, load_external_scores, postprocess_video, write_detections
 from sptad_jax.inference.sharing import SharedForward, join, run_batches
 from sptad_jax.models.conv3d import fit_to_device
 from sptad_jax.models.sptad import SPTAD, final_predictions, make_backbone
@@ -165,6 +165,23 @@ def windows_to_detections(
     )
 
 
+def check_test_videos(dataset: Dataset, config: Config) -> dict[str, dict[str, float]]:
+    """External scores of the test videos, video -> label -> score; {} without `inference.external_scores`.
+
+    Raises UserError for all that would keep `evaluate_state` from ending, so that nobody learns of it after days of
+    training: a test subset that the dataset lacks or that has no annotation, or external scores that do not fit.
+    """
+    videos = [dataset.videos[index] for index in dataset.indices_of(config.data.test_subset)]
+    if not any(video.annotations for video in videos):
+        raise UserError(f"{dataset.path}: the subset '{config.data.test_subset}' has no annotation to be scored "
+                        "against; set data.test_subset to one that has.")
+    path = config.inference.external_scores
+    external = load_external_scores(path, [video.name for video in videos]) if path else {}
+    for row in external.values():
+        external_row(row, dataset.classes)
+    return external
+
+
 def evaluate_state(
     variables: dict[str, Any], dataset: Dataset, config: Config, workdir: AnyPath, forward: Forward | None = None
 ) -> dict[str, Any]:
@@ -179,8 +196,8 @@ def evaluate_state(
         dataset, config.data, sharding.round_up(config.inference.batch_size, jax.device_count()), config.model.streams,
         process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
+    external = check_test_videos(dataset, config)
     predicted = predict_windows(forward, variables, batches, batches.num_windows, gather=True)
-    external = load_external_scores(config.inference.external_scores) if config.inference.external_scores else {}
     detections: dict[str, list[dict[str, Any]]] = {}
     for index in dataset.indices_of(config.data.test_subset):
         video = dataset.videos[index]

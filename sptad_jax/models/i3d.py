@@ -228,8 +228,9 @@ class I3D(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> dict[str, Array]:
         unknown = [name for name in self.end_points if name not in END_POINTS]
-        if unknown:
-            raise UserError(f"model.end_points: no I3D end point {unknown}; choose among {', '.join(END_POINTS)}.")
+        if unknown or not (self.end_points or self.num_logits):
+            what = f"no I3D end point {', '.join(unknown)}" if unknown else "the list is empty"
+            raise UserError(f"model.end_points: {what}; choose among {', '.join(END_POINTS)}.")
         automatic: Mode = "decomposed" if jax.default_backend() == "cpu" else "direct"
         mode = automatic if self.conv_mode == "auto" else self.conv_mode
         pool = jax.checkpoint(max_pool3d, static_argnums=(1, 2, 3)) if self.remat else max_pool3d

@@ -1,5 +1,6 @@
 """Temporal feature pyramid network (paper 3.1.2): four sequences of D channels, from the fine to the coarse."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from sptad_jax.config import ModelConfig
+from sptad_jax.errors import UserError
 from sptad_jax.precision import wide
 
 Array = jax.Array
@@ -26,6 +28,9 @@ class TemporalFPN(nn.Module):
 
     `fpn_spatial="conv"` lets the lateral convolution span the whole H x W grid (AFSD BDNet.py:120-159); its parameters
     then belong to one crop size.
+
+    Raises UserError for "inter" and end points that do not halve the time steps from one to the next: the top-down sum
+    would add features of other moments.
     """
 
     config: ModelConfig
@@ -35,6 +40,10 @@ class TemporalFPN(nn.Module):
     def __call__(self, features: Sequence[Array]) -> list[Array]:
         config = self.config
         used = features if config.pyramid == "inter" else features[-1:]
+        if any(coarse.shape[1] != -(-fine.shape[1] // 2) for fine, coarse in itertools.pairwise(used)):
+            raise UserError(f"model.end_points {', '.join(config.end_points)}: each must have half the time steps of "
+                            f"the one before, they have {', '.join(str(x.shape[1]) for x in used)}; take one of each "
+                            "stride, finest first, as Mixed_3c, Mixed_4f, Mixed_5c.")
         laterals = [self._convolve(self._flatten_space(x), config.fpn_lateral_kernel, f"lateral_{index}")
                     for index, x in enumerate(used)]
         if config.pyramid == "high":

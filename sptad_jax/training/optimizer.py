@@ -34,7 +34,7 @@ def make_schedule(config: TrainConfig, steps_per_epoch: int) -> Schedule:
     Both begin with `warmup_steps` of linear growth from 1 %. A rate is float32 (float64 under `jax_enable_x64`).
     """
     total = max(math.ceil(config.epochs * steps_per_epoch), 1)
-    drops = [round(epoch * steps_per_epoch) for epoch in config.lr_drop_epochs]
+    drops = [round(min(epoch * steps_per_epoch, total)) for epoch in config.lr_drop_epochs]  # a drop beyond: never
 
     def schedule(step: Any) -> Array:
         step = jnp.asarray(step)
@@ -130,6 +130,11 @@ def make_optimizer(params: PyTree, config: Config, steps_per_epoch: int,
     return optax.chain(*pieces), schedule, groups
 
 
-def update_ema(ema: PyTree, params: PyTree, decay: float) -> PyTree:
-    """Exponential moving average of parameters: decay * ema + (1 - decay) * params, leaf by leaf."""
-    return jax.tree.map(lambda average, value: decay * average + (1 - decay) * value, ema, params)
+def update_ema(ema: PyTree, params: PyTree, decay: float, step: Any) -> PyTree:
+    """Exponential moving average of parameters: decay * ema + (1 - decay) * params, leaf by leaf.
+
+    The first updates, counted from 0 by `step`, decay by (1 + step) / (10 + step) at most, as TensorFlow's
+    ExponentialMovingAverage(num_updates) does: else a short training would be scored on its random initial parameters.
+    """
+    kept = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda average, value: kept * average + (1 - kept) * value, ema, params)

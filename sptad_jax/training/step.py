@@ -1,5 +1,6 @@
 """One optimisation step as a pure function: (state, batch) -> (state, metrics)."""
 
+import dataclasses
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -71,10 +72,12 @@ def make_train_step(
     """Builds the jitted step (its state argument is donated).
 
     With train.accumulate = k the batch is cut into k micro-batches whose gradients are averaged; the loss is still
-    normalised by the targets of the whole batch, so the step equals the unaccumulated one (BatchNorm in "train"
-    mode excepted: its statistics are those of a micro-batch).
+    normalised by the targets of the whole batch, so the step equals the unaccumulated one, but for what is drawn
+    (augmentation, dropout: other draws) and BatchNorm in "train" mode (statistics of a micro-batch).
     """
     model_config, compiler_options = fit_to_device(config.model)
+    if config.train.backbone_lr_multiplier == 0:  # Table 4's offline feature extractor: its statistics stay, too
+        model_config = dataclasses.replace(model_config, bn_mode="frozen")
     model = SPTAD(model_config, num_classes)
     accumulate = config.train.accumulate
     sharded_on = mesh if config.train.shard_state else None
@@ -119,7 +122,7 @@ def make_train_step(
             params = optax.apply_updates(state.params, updates)
             ema_params = state.ema_params
             if config.train.ema_decay:
-                ema_params = optimizer.update_ema(ema_params, params, config.train.ema_decay)
+                ema_params = optimizer.update_ema(ema_params, params, config.train.ema_decay, state.step)
             metrics["grad_norm"] = optax.tree.norm(grads)
         state = state.replace(
             step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema_params=ema_params
