@@ -5,7 +5,7 @@
 
 The annotations are the official `activity_net.v1-3.min.json`, or what BSN made of it: `anet_anno_action.json` with
 `video_info_new.csv` beside it. `action_name.txt` (or .csv) beside either gives the order of classes; without it they
-are sorted. A video named ID is the file ID or v_ID with any ending.
+are sorted. A video named ID is the file ID or v_ID with any usual ending.
 """
 
 import argparse

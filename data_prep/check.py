@@ -155,9 +155,9 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("--videos must not be negative; 0 draws no contact sheet.")
     dataset = open_dataset(args.dataset)
     problems = check_dataset(dataset, args.quick)
+    _print_problems(problems)  # hours of work; the pictures may fail
     paths, more = draw_pictures(dataset, pathlib.Path(args.output or dataset.path / "check"), args.videos)
-    for sentence in problems + more:
-        print(f"problem: {sentence}", file=sys.stderr)
+    _print_problems(more)
     for subset in dataset.info["subsets"]:
         videos = [video for video in dataset.videos if video.subset == subset]
         print(f"{subset}: {len(videos)} videos, {sum(v.num_frames for v in videos)} frames, "
@@ -169,6 +169,11 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"{dataset.path}: {len(problems + more)} problems, listed above.")
     print("all is well" + (", as far as --quick looks" if args.quick else ""))
     return 0
+
+
+def _print_problems(sentences: list[str]) -> None:
+    for sentence in sentences:
+        print(f"problem: {sentence}", file=sys.stderr)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

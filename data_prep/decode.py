@@ -162,7 +162,10 @@ def _place(
     """A folder of its own for each set of files, state of the files and settings."""
     sources = [path] if flow_path is None else [path, flow_path, flow_path / "x", flow_path / "y"]
     states = [[os.path.abspath(source), *_state(source)] for source in sources]
-    key = json.dumps([states, settings.describe(), stated_sec if settings.rgb_from else 0])
+    made = settings.describe()
+    if settings.fit == "stretch":
+        del made["fit"]  # so that what was decoded before there was a choice is found again
+    key = json.dumps([states, made, stated_sec if settings.rgb_from else 0])
     return cache_dir / hashlib.sha256(key.encode()).hexdigest()[:24]
 
 

@@ -13,6 +13,7 @@ from sptad_jax.data.annotations import Video
 from sptad_jax.data.datasets import open_dataset
 from sptad_jax.data.video import ENDINGS
 from sptad_jax.errors import UserError
+from sptad_jax.files import files_below
 
 
 def prepare_videos(
@@ -39,13 +40,13 @@ def prepare_videos(
 
 
 def find_videos(folder: pathlib.Path, videos: Sequence[Video]) -> dict[str, pathlib.Path | None]:
-    """The file of each video: NAME or v_NAME with any ending, at any depth; None where there is none.
+    """The file of each video: NAME or v_NAME with one of `ENDINGS`, at any depth; None where there is none.
 
     Of several files the one with the shallower path wins, then the earlier of `ENDINGS`.
     """
     if not folder.is_dir():
         raise UserError(f"--videos {folder}: no such folder.")
-    files = [path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file()]
+    files = files_below(folder, ENDINGS)
     files.sort(key=lambda path: (len(path.parts), ENDINGS.index(path.suffix.lower()), os.fspath(path)), reverse=True)
     known: dict[str, pathlib.Path] = {}
     for path in files:  # later ones overwrite

@@ -1,6 +1,7 @@
 """The record files of a dataset: TFDS' format in ArrayRecord files, the same bytes whenever they are written anew."""
 
 import dataclasses
+import errno
 import os
 import pathlib
 import uuid
@@ -74,10 +75,19 @@ def plan_shards(folder: pathlib.Path, splits: Mapping[str, Sequence[Record]]) ->
 
 def write_shard(shard: Shard, settings: FrameSettings) -> None:
     """One record file, written whole or not at all, with one record in memory at a time."""
-    features = _make_features(settings)
-    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    serializer = example_serializer.ExampleSerializer(_make_features(settings).get_serialized_info())
     temporary = shard.path.with_name(f".{shard.path.name}.{uuid.uuid4().hex}.tmp")  # two workers may have it
-    writer = ArrayRecordWriter(os.fspath(temporary), "group_size:1")
+    try:
+        _write_records(ArrayRecordWriter(os.fspath(temporary), "group_size:1"), shard, settings, serializer)
+        os.replace(temporary, shard.path)
+    except RuntimeError as error:  # what ArrayRecord raises where the disk is full
+        raise OSError(errno.EIO, " ".join(str(error).split())) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_records(writer: Any, shard: Shard, settings: FrameSettings, serializer: Any) -> None:
+    features = _make_features(settings)
     cache, frames = None, dict[str, np.ndarray]()
     for record in shard.records:
         if record.cache != cache:
@@ -88,7 +98,6 @@ def write_shard(shard: Shard, settings: FrameSettings) -> None:
         # protobuf orders a map by a number that differs from process to process, unless it is asked not to
         writer.write(serializer.get_tf_example(example).SerializeToString(deterministic=True))
     writer.close()
-    os.replace(temporary, shard.path)
 
 
 def write_metadata(folder: pathlib.Path, shards: Sequence[Shard], settings: FrameSettings) -> None:

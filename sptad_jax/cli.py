@@ -10,6 +10,7 @@ from typing import Any
 from sptad_jax import __version__, launch
 from sptad_jax.errors import UserError, report_errors
 from sptad_jax.evaluation.thumos_official import TEST_SETS
+from sptad_jax.files import refuse_address
 from sptad_jax.inference import command
 
 PRESETS = {"thumos14": (0.3, 0.4, 0.5, 0.6, 0.7), "activitynet13": tuple(0.5 + 0.05 * i for i in range(10))}
@@ -132,7 +133,13 @@ def main(argv: list[str] | None = None) -> int:
     study.add_argument("--ablations", default="configs/ablations.py", help="file of the tables (default ./%(default)s)")
     study.set_defaults(run=_study)
 
+    for one in commands.choices.values():  # where people write it: at the end of the line
+        one.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    for option in ("output", "analysis", "report", "render"):
+        given = getattr(args, option, None) or ()
+        for name in [given] if isinstance(given, str) else given:
+            refuse_address(name, f"--{option}")
     return args.run(args)
 
 

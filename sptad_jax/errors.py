@@ -13,6 +13,8 @@ class UserError(Exception):
 def report_errors(main: Callable[..., int | None]) -> Callable[..., int]:
     """Decorates a command's `main(argv=None)`: a UserError becomes one line on standard error and exit code 2.
 
+    So does an OSError that names a file, such as one in a folder that the user may not enter.
+
     `--debug` among the arguments, or SPTAD_DEBUG=1 in the environment, shows the traceback instead. Ctrl-C gives 130.
     """
 
@@ -21,10 +23,13 @@ def report_errors(main: Callable[..., int | None]) -> Callable[..., int]:
         debug = "--debug" in (sys.argv if argv is None else argv) or os.environ.get("SPTAD_DEBUG") == "1"
         try:
             return main(argv) or 0
-        except UserError as error:
-            if debug:
+        except (UserError, OSError) as error:
+            if debug or (isinstance(error, OSError) and error.filename is None):
                 raise
-            print(f"error: {error}", file=sys.stderr)
+            sentence = str(error)
+            if isinstance(error, OSError):
+                sentence = f"{error.filename}: {error.strerror}; check the path, its permissions and its disk's room."
+            print(f"error: {sentence}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import uuid
+from collections.abc import Container
 from typing import Any, TypeAlias
 
 from etils import epath
@@ -42,6 +43,29 @@ def to_path(name: str | os.PathLike[str], option: str) -> AnyPath:
             raise UserError(f"{option} {name}: cannot be reached ({type(error).__name__}: {error}); install the extra "
                             "[gcs], name a bucket that exists and sign in to it, or give a folder.") from error
     return path
+
+
+def files_below(folder: str | os.PathLike[str], endings: Container[str]) -> list[pathlib.Path]:
+    """Files with these endings (".mp4", in lower case; the files' may be of any), at any depth, sorted.
+
+    Links to folders are followed, since videos often lie on another disk; each folder is looked at once.
+    """
+    found, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [pathlib.Path(place, name) for name in names if os.path.splitext(name)[1].lower() in endings]
+    return sorted(path for path in found if path.is_file())
+
+
+def refuse_address(name: str, option: str) -> None:
+    """Raises UserError for an address where only this machine's files will do; it would become a folder "gs:" here."""
+    if "://" in name:
+        raise UserError(f"{option} {name}: only a file or folder of this machine; write there and copy it.")
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:

@@ -42,6 +42,7 @@ def test_good_rows_and_string_times(tmp_path):
         ({"segment": [1, 2], "label": 7}, "needs a 'label'"),
         ("nonsense", "needs a 'segment'"),
         ({"segment": [1, 2], "label": "z"}, "label 'z'"),
+        ({"segment": [1, 2], "label": "half \ud83d"}, r"label 'half \ud83d', which holds half a character"),
         ({"segment": [10, 12], "label": "a"}, "starts after the video's end"),
         ({"segment": [0.5, 1], "label": "a"}, "repeats an earlier one"),
     ],
@@ -106,6 +107,17 @@ def test_bad_entries_of_the_database(tmp_path):
     videos, exceptions = load_annotations(path)
     assert [(v.name, v.subset, v.duration_sec) for v in videos] == [("a", "u", 0.0), ("e", "t", 0.0)]
     assert len(exceptions) == 6
+
+
+def test_half_a_character(tmp_path):
+    """JSON's escapes hold what no file can: it would be told after all decoding, when dataset.json is written."""
+    path = tmp_path / "gt.json"
+    path.write_text(r'{"database": {"a\ud83d": {"subset": "t"}, "b": {"subset": "\udc00"}, "c": {"subset": "t"}, '
+                    r'"d\ud83d": 1, "d\ud83d": 2}}')
+    videos, exceptions = load_annotations(path)
+    assert [video.name for video in videos] == ["c"] and len(exceptions) == 4
+    for sentence in exceptions:
+        assert sentence.encode()
 
 
 def test_round_trip(tmp_path):

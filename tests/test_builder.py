@@ -1,5 +1,6 @@
 """The dataset folder as a whole: its manifest, and that a kill at any moment costs nothing but the time."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -187,6 +188,36 @@ def test_changed_video_is_decoded_again(source, tmp_path):
     cached = load_cached(path.parent / "cache" / os.path.basename(decode_to_cache(path, cache, SETTINGS)["cache"]),
                          SETTINGS)
     np.testing.assert_array_equal(cached["rgb"], decode_video(path, 5, 32).frames)
+
+
+def test_what_was_decoded_before_the_option_is_found(source, tmp_path):
+    """Days of optical flow done again because a new option, left at its default, changed the names of the cache."""
+    path, cache = source / "videos" / "short.mp4", tmp_path / "cache"
+    decode_to_cache(path, cache, SETTINGS)
+    before = json.dumps([[[os.path.abspath(path), path.stat().st_size, path.stat().st_mtime_ns]],
+                         {name: value for name, value in SETTINGS.describe().items() if name != "fit"}, 0])
+    assert [folder.name for folder in cache.iterdir()] == [hashlib.sha256(before.encode()).hexdigest()[:24]]
+    assert not is_cached(path, cache, dataclasses.replace(SETTINGS, fit="crop"))
+
+
+def test_full_disk_while_records_are_written(source, tmp_path):
+    """ArrayRecord's own error, which is no OSError: a traceback in the pass that needs the most room. A limit on the
+    size of files stands for a full disk; nothing half-written stays."""
+    code = ("import resource, signal, sys; from data_prep import builder; from data_prep.custom import main\n"
+            "def limit(*args, **options):\n"
+            "    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+            "    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+            "    return write(*args, **options)\n"
+            "write, builder.write_records = builder.write_records, limit\n"
+            "sys.exit(main(sys.argv[1:]))")
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--videos", str(source / "videos"), "--annotations",
+         str(source / "annotations.json"), "--output", str(tmp_path / "set"), *OPTIONS],
+        capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "cannot be written" in done.stderr and "the disk has room" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not [path for path in (tmp_path / "set").rglob("*.tmp") if path.is_file()]
 
 
 def test_memory_does_not_grow_with_the_video(tmp_path):

@@ -235,6 +235,15 @@ def test_bad_arguments(folder, tmp_path, capsys):
         assert words in capsys.readouterr().err
 
 
+def test_findings_are_told_though_pictures_fail(folder, tmp_path, capsys):
+    """Hours of checking thrown away where the dataset's folder is read-only, as shared ones are."""
+    edit(folder, lambda info: info.update(hours=99.0))
+    (tmp_path / "file").write_text("")
+    assert main([str(folder), "--quick", "--output", str(tmp_path / "file")]) == 2
+    err = capsys.readouterr().err
+    assert "problem: " in err and "99 hours" in err and "--output" in err.splitlines()[-1]
+
+
 def test_quick_says_so(folder, tmp_path, capsys):
     """No one must take a quick look for a full check; and --videos 0 leaves the contact sheets out."""
     assert main([str(folder), "--quick", "--videos", "0", "--output", str(tmp_path / "look" / "deep")]) == 0

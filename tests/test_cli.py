@@ -11,6 +11,7 @@ from sptad_jax import config as config_lib
 from sptad_jax.cli import main
 from sptad_jax.data.annotations import to_database
 from sptad_jax.data.video import write_video
+from sptad_jax.errors import UserError
 from sptad_jax.training.checkpoints import Checkpoints
 from tests.reference.tiny_training import CONFIG, change, new_state, quick_compilation
 
@@ -172,6 +173,27 @@ def test_usage_errors(arguments, capsys):
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
     assert exit_.value.code == 2 and "usage: sptad" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [
+    ["export", "--checkpoint", "demo", "--output", "gs://bucket/a.safetensors"],
+    ["detect", "a.mp4", "--output", "a.json", "--output", "gs://bucket/b.json"],
+    ["detect", "a.mp4", "--report", "s3://bucket/page"],
+    ["inspect", "demo", "--report", "gs://bucket/page"],
+])  # fmt: skip
+def test_addresses_are_no_folders(arguments, tmp_path, capsys, monkeypatch):
+    """Success, and the results in a folder "gs:" of a machine that is thrown away."""
+    monkeypatch.chdir(tmp_path)
+    assert "only a file or folder of this machine" in refused(capsys, main(arguments))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_at_the_end_of_the_line():
+    """A switch that every other command takes there."""
+    for arguments in (["detect", "a.mp4", "--checkpoint", "absent", "--debug"], ["--debug", "export", "--checkpoint",
+                                                                                 "absent", "--output", "a.zip"]):
+        with pytest.raises(UserError):
+            main(arguments)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "detect"])

@@ -217,6 +217,19 @@ def test_max_frames(videos, annotations, tmp_path):
     assert videos_of["long"].fps == pytest.approx(4) and videos_of["short"].fps == pytest.approx(10)
 
 
+def test_find_videos_on_another_disk(tmp_path):
+    """Folders that are links, as to where there is room; one that leads back up must not be followed for ever."""
+    (tmp_path / "disk" / "deep").mkdir(parents=True)
+    (tmp_path / "disk" / "deep" / "a.MTS").write_text("")
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "train").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "back").symlink_to(tmp_path / "videos")
+    (tmp_path / "videos" / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    found = find_videos(tmp_path / "videos", [Video(name, "s", 0.0, []) for name in ("a", "train/deep/a", "gone")])
+    there = tmp_path / "videos" / "train" / "deep" / "a.MTS"
+    assert found == {"a": there, "train/deep/a": there, "gone": None}
+
+
 def test_find_videos(tmp_path):
     """Prefix, sub-folders, endings in capitals, and a missing one."""
     for name in ("v_abc.MP4", "deep/er/xyz.webm", "both.avi", "both.mp4", "notes.txt", "dotted.name.mkv"):

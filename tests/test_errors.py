@@ -12,7 +12,8 @@ def command(argv=None):
     """Raises what the first argument names, or returns it as a number."""
     what = (sys.argv if argv is None else argv)[-1]
     user = UserError("a.json: no such file; give another.")
-    known = {"user": user, "bug": ValueError("x"), "ctrl-c": KeyboardInterrupt()}
+    known = {"user": user, "bug": ValueError("x"), "ctrl-c": KeyboardInterrupt(), "pipe": BrokenPipeError(32, "pipe"),
+             "locked": PermissionError(13, "Permission denied", "/there/a.json")}
     if what in known:
         raise known[what]
     return None if what == "none" else int(what)
@@ -34,6 +35,17 @@ def test_exit_codes(argv, code, capsys):
     """None as an exit code, a command's own code lost, or a traceback for Ctrl-C."""
     assert command(argv) == code
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_system_errors_name_the_file(capsys):
+    """A traceback for a folder that one may not enter; one that names no file is for the developers."""
+    assert command(["locked"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: /there/a.json: Permission denied; ") and err.count("\n") == 1
+    with pytest.raises(PermissionError):
+        command(["--debug", "locked"])
+    with pytest.raises(BrokenPipeError):
+        command(["pipe"])
 
 
 def test_bugs_keep_their_traceback():

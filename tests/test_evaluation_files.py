@@ -14,7 +14,7 @@ _GOOD = {"label": "a", "score": 0.5, "segment": [0, 1]}
 def test_string_times_and_compressed_files(tmp_path):
     """AFSD's THUMOS14 file writes times as strings."""
     truth = {"database": {"v": {"annotations": [{"label": "a", "segment": ["0.5", "10"]}]}}}
-    (tmp_path / "gt.json").write_text(json.dumps(truth))
+    (tmp_path / "gt.json").write_text("\ufeff" + json.dumps(truth), encoding="utf-8")  # as Windows writes UTF-8
     content = json.dumps({"results": {"v": [{**_GOOD, "segment": [0.5, 10]}]}})
     (tmp_path / "det.json.gz").write_bytes(gzip.compress(content.encode()))
     found = files.read_detections(files.load_detections(tmp_path / "det.json.gz"))

@@ -26,8 +26,8 @@ from tests.reference.parameters import draw_variables
 from tests.reference.tiny_training import quick_compilation
 
 SMALL = ModelConfig(
-    streams=("rgb",), width_multiplier=0.0625, end_points=("Conv3d_2b_1x1", "MaxPool3d_4a_3x3"), hidden_dim=8, num_heads=2,
-    dynamic_dim=4, ffn_dim=12, soi_bins=2, num_proposals=8, num_stages=2)  # fmt: skip
+    streams=("rgb",), width_multiplier=0.0625, end_points=("Conv3d_2b_1x1", "MaxPool3d_4a_3x3"), hidden_dim=8,
+    num_heads=2, dynamic_dim=4, ffn_dim=12, soi_bins=2, num_proposals=8, num_stages=2)  # fmt: skip
 SOURCE = {"fps": 10.0, "frame_size": 16, "max_frames": 0, "flow": None}
 
 

@@ -1,5 +1,6 @@
 """Decoding against videos whose frames tell their own number."""
 
+import os
 import threading
 
 import av
@@ -166,6 +167,15 @@ def test_turned_video(tmp_path):
     frame = decode_video(tmp_path / "a.mp4", fps=10, size=32).frames[1]
     assert frame[8, 24].min() > 200 and max(frame[8, 8].max(), frame[24, 8].max(), frame[24, 24].max()) < 50
     assert read_frames_at(tmp_path / "a.mp4", [0.0], height=64)[0].shape == (64, 32, 3)
+
+
+def test_colon_in_a_name(tmp_path, monkeypatch):
+    """A recording named by its time, in the current folder: FFmpeg would take the beginning for a protocol."""
+    monkeypatch.chdir(tmp_path)
+    write_video("plain.mp4", grey_frames([10] * 4), 10)
+    os.rename("plain.mp4", "12:30.mp4")
+    assert len(decode_video("12:30.mp4", fps=10, size=16).frames) == 4
+    assert stated_duration("12:30.mp4") == pytest.approx(0.4)
 
 
 def test_gif(tmp_path):

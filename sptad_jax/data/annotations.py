@@ -72,7 +72,7 @@ def load_annotations(
     if not isinstance(database, dict):
         raise UserError(f"{path}: the top level needs a 'database' that maps each video name to its subset, duration "
                         "and annotations; see docs/datasets.md.")
-    exceptions = [f"{path}: '{name}' is written more than once in one object; the last one counts, delete the others."
+    exceptions = [f"{path}: {name!r} is written more than once in one object; the last one counts, delete the others."
                   for name in repeated]
     videos, more = parse_database(database, path, classes)
     return videos, exceptions + more
@@ -140,8 +140,11 @@ def _read_video(
     where: str, name: str, entry: Any, classes: frozenset[str], exceptions: list[str]
 ) -> Video | None:
     """One entry of the database, or None (with a sentence added) when it cannot be used at all."""
+    if not _is_text(name):
+        exceptions.append(f"{where!a} holds half a character and is left out; rename the video.")
+        return None
     subset = entry.get("subset") if isinstance(entry, dict) else None
-    if not isinstance(subset, str) or not subset:
+    if not isinstance(subset, str) or not subset or not _is_text(subset):
         exceptions.append(f"{where} has no 'subset' and is left out; add one, such as \"training\".")
         return None
     if os.path.isabs(name) or ".." in name.replace("\\", "/").split("/") or not name.strip():
@@ -195,6 +198,8 @@ def _read_row(where: str, row: Any, classes: frozenset[str], exceptions: list[st
         problem = "needs a 'segment' of two times in seconds, [start, end]"
     elif not isinstance(label, str) or not label.strip():
         problem = "needs a 'label' that is a non-empty string"
+    elif not _is_text(label):
+        problem = f"has the label {label!a}, which holds half a character; write it as UTF-8"
     else:
         start, end = _to_seconds(segment[0]), _to_seconds(segment[1])
         if not (math.isfinite(start) and math.isfinite(end)):
@@ -210,6 +215,15 @@ def _read_row(where: str, row: Any, classes: frozenset[str], exceptions: list[st
         exceptions.append(f"{where} {problem}; the row is left out.")
         return None
     return Annotation((start, end), str(label))
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be written as UTF-8; JSON's escapes can hold half of an emoji."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _to_seconds(value: Any) -> float:

@@ -23,7 +23,8 @@ MAX_GAP_SEC = 600.0  # a picture that stands longer comes from damaged time stam
 Fit = Literal["stretch", "crop"]  # how a picture becomes a square
 AHEAD = 4  # pictures that are decoded while one is used
 # names of video files in a folder; a file that is named itself may end in anything
-ENDINGS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".gif")
+ENDINGS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".gif",
+           ".3gp", ".mts", ".m2ts", ".vob", ".ogv")  # fmt: skip
 # FFmpeg's scaler without its short cuts: colours at every pixel, rounded to nearest, the same bytes on every CPU.
 EXACT = Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 
@@ -53,7 +54,8 @@ class FrameReader:
         file is then decoded twice, once for its own rate.
       threads: of the decoder.
       fit: "stretch" shows the whole picture and ignores its aspect ratio (AFSD/common/video2npy.py:46-63); "crop" keeps
-        the ratio and shows the central square, as is usual for Kinetics.
+        the ratio and shows the central square, as is usual for Kinetics; pixels are taken to be square, which those of
+        DVDs are not.
 
     Attributes `fps`, `duration_sec` and `source_frames`, as in `DecodedVideo`, are right after the last frame.
 
@@ -146,7 +148,7 @@ def stated_duration(path: str | os.PathLike[str]) -> float:
     """Seconds of video that the file's header promises; 0 where it promises nothing or cannot be read."""
     if not os.path.isfile(path):  # opening a pipe would wait for someone to write
         return 0.0
-    with contextlib.suppress(av.error.FFmpegError, OSError, ValueError), av.open(os.fspath(path)) as container:
+    with contextlib.suppress(av.error.FFmpegError, OSError, ValueError), av.open(os.path.abspath(path)) as container:
         if container.streams.video:
             return max(_stated_duration(container, container.streams.video[0]), 0.0)
     return 0.0
@@ -189,7 +191,7 @@ def _decode(path: str | os.PathLike[str], threads: int) -> Iterator[tuple[float,
     """Yields (start_sec, end_sec, frame) in order of display, times from the first frame; checks the whole file."""
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such video file.")
-    with _explain(path), av.open(os.fspath(path)) as container:
+    with _explain(path), av.open(os.path.abspath(path)) as container:  # else "12:30.mp4" has a protocol
         if not container.streams.video:
             raise UserError(f"{path}: the file holds no video stream; give a video file.")
         stream = container.streams.video[0]
@@ -257,7 +259,7 @@ def _to_square(frame: av.VideoFrame, reformatter: VideoReformatter, size: int, f
     """Upright uint8 RGB [size, size, 3]: the whole picture, or the middle of one whose shorter side is `size`."""
     height = width = size
     if fit == "crop":
-        own_height, own_width = _upright_size(frame)
+        _, own_height, own_width = _upright(frame)
         scale = size / min(own_height, own_width)
         height, width = round(own_height * scale), round(own_width * scale)
     image = _to_rgb(frame, reformatter, height, width)
@@ -265,20 +267,17 @@ def _to_square(frame: av.VideoFrame, reformatter: VideoReformatter, size: int, f
     return np.ascontiguousarray(image[top:top + size, left:left + size])
 
 
-def _quarter_turns(frame: av.VideoFrame) -> int:
-    return round(getattr(frame, "rotation", 0) / 90) % 4  # telephones store a lying picture and how to turn it
-
-
-def _upright_size(frame: av.VideoFrame) -> tuple[int, int]:
-    return (frame.width, frame.height) if _quarter_turns(frame) % 2 else (frame.height, frame.width)
+def _upright(frame: av.VideoFrame) -> tuple[int, int, int]:
+    """Quarter turns until it is upright, and its height and width then."""
+    turns = round(getattr(frame, "rotation", 0) / 90) % 4  # telephones store a lying picture and how to turn it
+    return (turns, frame.width, frame.height) if turns % 2 else (turns, frame.height, frame.width)
 
 
 def _to_rgb(
     frame: av.VideoFrame, reformatter: VideoReformatter, height: int | None = None, width: int | None = None
 ) -> np.ndarray:
     """Upright uint8 RGB [height, width, 3], by default of the frame's own height, and in its own aspect ratio."""
-    turns = _quarter_turns(frame)
-    own_height, own_width = _upright_size(frame)
+    turns, own_height, own_width = _upright(frame)
     height = height or own_height
     width = width or max(1, round(own_width * height / own_height))
     shrinks = width <= own_width and height <= own_height

@@ -115,7 +115,7 @@ def _read_json(path: str | os.PathLike[str]) -> Any:
     try:
         content = read_bytes(path)
         content = gzip.decompress(content) if os.fspath(path).endswith(".gz") else content
-        return json.loads(content.decode("utf-8"))
+        return json.loads(content.decode("utf-8-sig"))  # Windows writes a mark at the beginning
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the path.") from None
     except (OSError, EOFError) as error:

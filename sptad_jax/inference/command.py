@@ -271,14 +271,14 @@ def _list_videos(given: Sequence[str]) -> list[_Video]:
     Every video has a name of its own: of several files of one name the later ones are named by their path.
     """
     from sptad_jax.data.video import ENDINGS
+    from sptad_jax.files import files_below
     from sptad_jax.inference import outputs
 
     paths: list[str] = []
     for item in given:
         below = []
         if os.path.isdir(item):
-            below = sorted(str(path) for path in pathlib.Path(item).rglob("*")
-                           if path.suffix.lower() in ENDINGS and not path.is_dir())  # fmt: skip
+            below = [str(path) for path in files_below(item, ENDINGS)]
         paths += below or [item]
     videos: dict[str, _Video] = {}
     file_names: set[str] = set()

@@ -141,7 +141,7 @@ def _label_frames(
 def _rate_and_aspect(source: str | os.PathLike[str]) -> tuple[Fraction, Fraction]:
     """Frames per second, and the width of a pixel to its height."""
     try:
-        with av.open(os.fspath(source)) as container:
+        with av.open(os.path.abspath(source)) as container:
             stream = container.streams.video[0]
             return stream.average_rate or Fraction(25), stream.sample_aspect_ratio or Fraction(1)
     except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
