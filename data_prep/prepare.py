@@ -46,7 +46,7 @@ def find_videos(folder: pathlib.Path, videos: Sequence[Video]) -> dict[str, path
     """
     if not folder.is_dir():
         raise UserError(f"--videos {folder}: no such folder.")
-    files = files_below(folder, ENDINGS)
+    files = [path for path in files_below(folder, ENDINGS) if path.is_file()]
     files.sort(key=lambda path: (len(path.parts), ENDINGS.index(path.suffix.lower()), os.fspath(path)), reverse=True)
     known: dict[str, pathlib.Path] = {}
     for path in files:  # later ones overwrite

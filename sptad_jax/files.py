@@ -46,7 +46,7 @@ def to_path(name: str | os.PathLike[str], option: str) -> AnyPath:
 
 
 def files_below(folder: str | os.PathLike[str], endings: Container[str]) -> list[pathlib.Path]:
-    """Files with these endings (".mp4", in lower case; the files' may be of any), at any depth, sorted.
+    """All but folders with these endings (".mp4", in lower case; the files' may be of any), at any depth, sorted.
 
     Links to folders are followed, since videos often lie on another disk; each folder is looked at once.
     """
@@ -59,7 +59,7 @@ def files_below(folder: str | os.PathLike[str], endings: Container[str]) -> list
             continue
         seen.add(real)
         found += [pathlib.Path(place, name) for name in names if os.path.splitext(name)[1].lower() in endings]
-    return sorted(path for path in found if path.is_file())
+    return sorted(found)
 
 
 def refuse_address(name: str, option: str) -> None:

@@ -32,7 +32,7 @@ SOURCE = {"fps": 10.0, "frame_size": 36, "max_frames": 0, "flow": {"method": "di
 # The paper's options, all three end points and both streams; small in every size.
 PAPER = ModelConfig(width_multiplier=0.125, hidden_dim=16, num_heads=4, dynamic_dim=4, ffn_dim=24, soi_bins=4,
                     num_proposals=32, num_stages=2, conv_mode="direct")  # fmt: skip
-SHORT = dataclasses.replace(PAPER, end_points=("Conv3d_2b_1x1", "Mixed_3b"), num_stages=1)
+SHORT = dataclasses.replace(PAPER, end_points=("Conv3d_2b_1x1", "MaxPool3d_4a_3x3"), num_stages=1)
 
 
 def make(model: ModelConfig, **data) -> tuple[Config, dict, dict]:
