@@ -123,7 +123,7 @@ def _convert_bsn(
     database, source_fps = {}, {}
     for name, entry in content.items():
         if name not in subsets or not isinstance(entry, dict):
-            exceptions.append(f"{path}: video '{name}' has no row in {BSN_TABLE} or is no object; it is left out.")
+            exceptions.append(f"{path}: video {name!r} has no row in {BSN_TABLE} or is no object; it is left out.")
             continue
         ident = name.removeprefix("v_")
         duration_sec, frames = entry.get("duration_second"), entry.get("duration_frame")

@@ -115,7 +115,7 @@ def write_bsn(folder):
                          "annotations": [{"segment": [1, 4], "label": "A"}]},
                "v_b": {"duration_second": 100.0, "duration_frame": 3000, "feature_frame": 2992,
                        "annotations": [{"segment": [10, 40], "label": "B"}]},
-               "v_c": {"duration_second": 5.0, "duration_frame": 100, "annotations": []}, "v_d": 3}
+               "v_c": {"duration_second": 5.0, "duration_frame": 100, "annotations": []}, "v_d": 3, "v_e\ud83d": {}}
     (folder / "anet_anno_action.json").write_text(json.dumps(content))
     (folder / "video_info_new.csv").write_text(
         "video,numFrame,seconds,fps,rfps,subset,featureFrame\nv_v_a,100,10,10,10,training,96\n"
@@ -123,11 +123,12 @@ def write_bsn(folder):
 
 
 def test_bsn_files(tmp_path):
-    """A slow video keeps its own rate, a video that no subset claims is told, and v_ goes once."""
+    """A slow video keeps its own rate, a video that no subset claims is told, also where its name is no text, and v_
+    goes once."""
     write_bsn(tmp_path)
     source = load_activitynet13(tmp_path, ["training"])
     assert [v.name for v in source.videos] == ["v_a", "b"]
-    assert sum("video_info_new.csv" in s for s in source.exceptions) == 2
+    assert sum("video_info_new.csv" in s and bool(s.encode()) for s in source.exceptions) == 3
     result = count(tmp_path, "training")
     assert (result["frames"], result["windows"], result["kept_targets"]) == (100 + 768, 2, 2)
     result = count(tmp_path, "training", rule="all", length=256, stride=128)

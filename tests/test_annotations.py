@@ -117,7 +117,8 @@ def test_half_a_character(tmp_path):
     videos, exceptions = load_annotations(path)
     assert [video.name for video in videos] == ["c"] and len(exceptions) == 4
     for sentence in exceptions:
-        assert sentence.encode()
+        assert sentence.encode() and sentence.startswith(f"{path}: ")
+    assert r"video 'a\ud83d': the name holds half a character" in "".join(exceptions)
 
 
 def test_round_trip(tmp_path):

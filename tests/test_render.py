@@ -119,6 +119,14 @@ def test_text_is_legible():
         assert place == (10, 10 + 22 * k)
 
 
+def test_colon_in_a_name(tmp_path, monkeypatch):
+    """A recording named by its time, beside its copy in the current folder: FFmpeg would take "12" for a protocol."""
+    monkeypatch.chdir(tmp_path)
+    write_grey(tmp_path / "a.mkv", [0, 40, 80]).rename("12:30.mkv")
+    render_video("12:30.mkv", "12:30.mp4", [], CLASSES)
+    assert len(read(tmp_path / "12:30.mp4")[1]) == 3
+
+
 def test_failure_leaves_nothing(tmp_path):
     """Half a copy under the final name, or a traceback, where the source breaks off or the folder is missing."""
     write_grey(tmp_path / "a.mkv", range(0, 8000, 40))

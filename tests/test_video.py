@@ -2,6 +2,7 @@
 
 import os
 import threading
+from fractions import Fraction
 
 import av
 import cv2
@@ -84,6 +85,37 @@ def test_central_square(tmp_path, height, width, turned, shrink):
     (frame, *_) = FrameReader(path, 10, size, fit="crop")
     assert frame.shape == (size, size, 3) and frame.flags.c_contiguous
     np.testing.assert_allclose(frame, square, atol=2)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("aspect, radii", [(Fraction(2), (12, 24)), (Fraction(64, 45), (15, 21.3)),
+                                           (Fraction(1, 2), (24, 12)), (Fraction(1000), (12, 24))])  # fmt: skip
+def test_pixels_that_are_not_square(tmp_path, aspect, radii, turned):
+    """A DVD's picture squeezed by fit=crop, drawn out along the wrong side, or changed by fit=stretch; a picture of
+    gigabytes for a header that is damaged. A disc on the screen is stored as an ellipse with the radii x, y."""
+    x, y = np.meshgrid(np.arange(96) - 47.5, np.arange(64) - 31.5)
+    disc = np.repeat((np.hypot(x / radii[0], y / radii[1]) < 1)[..., None] * np.uint8(200) + np.uint8(20), 3, axis=-1)
+    path = tmp_path / "a.mp4"
+    write_video(tmp_path / "square.mp4", [disc] * 3, 10, crf=0)
+    with av.open(str(tmp_path / "square.mp4")) as plain, av.open(str(path), "w") as container:
+        stream = container.add_stream_from_template(plain.streams.video[0])
+        stream.sample_aspect_ratio = aspect
+        for packet in plain.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                container.mux(packet)
+    if turned:
+        turn_clockwise(path)
+        turn_clockwise(tmp_path / "square.mp4")
+    stretched, expected = (next(iter(FrameReader(p, 10, 32))) for p in (path, tmp_path / "square.mp4"))
+    np.testing.assert_array_equal(stretched, expected)
+    bright = next(iter(FrameReader(path, 10, 64, fit="crop")))[..., 0] > 120
+    sides = bright.any(axis=1).sum(), bright.any(axis=0).sum()  # height, width
+    if aspect == 1000:
+        assert sides == ((24, 48) if turned else (48, 24))
+    else:
+        assert abs(int(sides[0]) - int(sides[1])) <= 2 and min(sides) > 20
+        assert (bright == bright[:, ::-1]).mean() > 0.97, "in the middle"
 
 
 def exact_picture(frame, size, matrix, full_range):
@@ -172,8 +204,8 @@ def test_turned_video(tmp_path):
 def test_colon_in_a_name(tmp_path, monkeypatch):
     """A recording named by its time, in the current folder: FFmpeg would take the beginning for a protocol."""
     monkeypatch.chdir(tmp_path)
-    write_video("plain.mp4", grey_frames([10] * 4), 10)
-    os.rename("plain.mp4", "12:30.mp4")
+    write_video("12:30.mp4", grey_frames([10] * 4), 10)
+    assert os.listdir() == ["12:30.mp4"]
     assert len(decode_video("12:30.mp4", fps=10, size=16).frames) == 4
     assert stated_duration("12:30.mp4") == pytest.approx(0.4)
 

@@ -85,7 +85,7 @@ def parse_database(
     exceptions: list[str] = []
     videos = []
     for name, entry in database.items():
-        video = _read_video(f"{where}: video '{name}'", name, entry, frozenset(classes), exceptions)
+        video = _read_video(f"{where}: video {name!r}", name, entry, frozenset(classes), exceptions)
         if video is not None:
             videos.append(video)
     return videos, exceptions
@@ -141,7 +141,7 @@ def _read_video(
 ) -> Video | None:
     """One entry of the database, or None (with a sentence added) when it cannot be used at all."""
     if not _is_text(name):
-        exceptions.append(f"{where!a} holds half a character and is left out; rename the video.")
+        exceptions.append(f"{where}: the name holds half a character; the video is left out, rename it.")
         return None
     subset = entry.get("subset") if isinstance(entry, dict) else None
     if not isinstance(subset, str) or not subset or not _is_text(subset):

@@ -19,6 +19,7 @@ from sptad_jax.errors import UserError
 
 TIME_TOLERANCE_SEC = 1e-3  # Matroska and WebM round time stamps to milliseconds
 TRUNCATED_SHARE = 0.9  # a file that ends before this share of its stated duration is broken
+MAX_ASPECT = 4.0  # of a pixel's longer side to its shorter; damaged headers state more, and pictures would be huge
 MAX_GAP_SEC = 600.0  # a picture that stands longer comes from damaged time stamps; it would be repeated without end
 Fit = Literal["stretch", "crop"]  # how a picture becomes a square
 AHEAD = 4  # pictures that are decoded while one is used
@@ -54,8 +55,7 @@ class FrameReader:
         file is then decoded twice, once for its own rate.
       threads: of the decoder.
       fit: "stretch" shows the whole picture and ignores its aspect ratio (AFSD/common/video2npy.py:46-63); "crop" keeps
-        the ratio and shows the central square, as is usual for Kinetics; pixels are taken to be square, which those of
-        DVDs are not.
+        the ratio, also of pixels that are not square, and shows the central square, as is usual for Kinetics.
 
     Attributes `fps`, `duration_sec` and `source_frames`, as in `DecodedVideo`, are right after the last frame.
 
@@ -77,22 +77,22 @@ class FrameReader:
         if self.max_frames:
             source_fps, duration_sec = _measure(self.path)
             self.fps = min(source_fps, self.max_frames / duration_sec)
-        for frame, count in _ahead(self._choose()):
+        for (frame, aspect), count in _ahead(self._choose()):
             with _explain(self.path):
-                image = _to_square(frame, self._reformatter, self.size, self.fit)
+                image = _to_square(frame, aspect, self._reformatter, self.size, self.fit)
             for _ in range(count):
                 yield image
 
-    def _choose(self) -> Iterator[tuple[av.VideoFrame, int]]:
-        """The source frames that are taken, and how many times each is."""
+    def _choose(self) -> Iterator[tuple[tuple[av.VideoFrame, float], int]]:
+        """The source frames that are taken, each with the shape of its pixels, and how many times each is."""
         taken = 0
-        latest: av.VideoFrame | None = None
+        latest: tuple[av.VideoFrame, float] | None = None
         self.source_frames = 0
-        for start_sec, end_sec, frame in _decode(self.path, self.threads):
+        for start_sec, end_sec, frame, aspect in _decode(self.path, self.threads):
             if latest is not None and (count := self._count_before(start_sec) - taken) > 0:
                 taken += count
                 yield latest, count
-            latest, self.duration_sec = frame, end_sec
+            latest, self.duration_sec = (frame, aspect), end_sec
             self.source_frames += 1
         assert latest is not None  # `_decode` refuses a file without frames
         if (count := self._count_before(max(self.duration_sec, 2 * TIME_TOLERANCE_SEC)) - taken) > 0:
@@ -122,7 +122,7 @@ def read_frames_at(path: str | os.PathLike[str], times_sec: Sequence[float], hei
     pictures: list[np.ndarray | None] = [None] * len(times_sec)
     waiting = [int(i) for i in order]
     latest, reformatter = None, VideoReformatter()
-    for start_sec, _, frame in _decode(path, threads=1):
+    for start_sec, _, frame, _ in _decode(path, threads=1):
         while waiting and latest is not None and times_sec[waiting[0]] < start_sec - TIME_TOLERANCE_SEC:
             pictures[waiting.pop(0)] = _to_rgb(latest, reformatter, height)
         latest = frame
@@ -138,7 +138,7 @@ def iterate_frames(path: str | os.PathLike[str]) -> Iterator[tuple[float, float,
     One frame is in memory at a time. Raises UserError as `FrameReader`, at the end for a file that is cut short.
     """
     reformatter = VideoReformatter()
-    for start_sec, end_sec, frame in _decode(path, threads=0):
+    for start_sec, end_sec, frame, _ in _decode(path, threads=0):
         with _explain(path):
             image = _to_rgb(frame, reformatter)
         yield start_sec, end_sec, image
@@ -160,7 +160,7 @@ def write_video(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps:
     `crf` is libx264's quality: 0 loses nothing but chroma resolution, 51 is the worst.
     """
     rate = Fraction(fps).limit_denominator(1001)
-    temporary = f"{os.fspath(path)}.tmp{os.getpid()}"
+    temporary = f"{os.path.abspath(path)}.tmp{os.getpid()}"
     try:
         with av.open(temporary, "w", format="mp4") as container:
             stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": "veryfast"})
@@ -182,13 +182,14 @@ def write_video(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps:
 def _measure(path: str | os.PathLike[str]) -> tuple[float, float]:
     """Mean frame rate and duration in seconds, from the time stamps themselves: headers are often wrong."""
     count, last_sec = 0, 0.0
-    for _, end_sec, _ in _decode(path, threads=1):
+    for _, end_sec, *_ in _decode(path, threads=1):
         count, last_sec = count + 1, end_sec
     return count / last_sec, last_sec
 
 
-def _decode(path: str | os.PathLike[str], threads: int) -> Iterator[tuple[float, float, av.VideoFrame]]:
-    """Yields (start_sec, end_sec, frame) in order of display, times from the first frame; checks the whole file."""
+def _decode(path: str | os.PathLike[str], threads: int) -> Iterator[tuple[float, float, av.VideoFrame, float]]:
+    """Yields (start_sec, end_sec, frame, width of a stored pixel to its height) in order of display, times from the
+    first frame; checks the whole file."""
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such video file.")
     with _explain(path), av.open(os.path.abspath(path)) as container:  # else "12:30.mp4" has a protocol
@@ -199,6 +200,8 @@ def _decode(path: str | os.PathLike[str], threads: int) -> Iterator[tuple[float,
             raise UserError(f"{path}: FFmpeg has no decoder for its video; convert it, to H.264 for example.")
         stream.codec_context.thread_count = threads
         step_sec = float(1 / stream.average_rate) if stream.average_rate else 0.04
+        aspect = float(stream.sample_aspect_ratio or 1)
+        aspect = aspect if 1 / MAX_ASPECT <= aspect <= MAX_ASPECT else 1.0
         first, time_sec, end_sec = None, -step_sec, 0.0
         for frame in container.decode(stream):
             stamp = None if frame.time is None else float(frame.time)
@@ -206,11 +209,12 @@ def _decode(path: str | os.PathLike[str], threads: int) -> Iterator[tuple[float,
             before_sec = time_sec
             # without a usable stamp a frame follows the one before at the mean rate
             time_sec = time_sec + step_sec if stamp is None or first is None else max(stamp - first, time_sec, 0.0)
-            end_sec = time_sec + _frame_duration(frame, step_sec)
+            length = frame.duration * frame.time_base if frame.duration and frame.time_base else step_sec
+            end_sec = time_sec + float(length)
             if end_sec - before_sec > MAX_GAP_SEC:
                 raise UserError(f"{path}: at {max(before_sec, 0.0):.1f} s its time stamps leap by "
                                 f"{end_sec - before_sec:.0f} s; they are damaged, convert the file anew.")
-            yield time_sec, end_sec, frame
+            yield time_sec, end_sec, frame, aspect
         if end_sec == 0.0:
             raise UserError(f"{path}: not one frame could be decoded; the file is broken, obtain it again.")
         # some containers count from 0 although the first picture comes later
@@ -241,11 +245,6 @@ def _explain(path: str | os.PathLike[str]) -> Iterator[None]:
                         ) from None
 
 
-def _frame_duration(frame: av.VideoFrame, default_sec: float) -> float:
-    duration = getattr(frame, "duration", None)
-    return float(duration * frame.time_base) if duration and frame.time_base else default_sec
-
-
 def _stated_duration(container: "av.container.InputContainer", stream: "av.video.stream.VideoStream") -> float:
     """Seconds of video that the header promises; 0 where it promises nothing."""
     if stream.duration is not None and stream.time_base is not None:
@@ -255,13 +254,14 @@ def _stated_duration(container: "av.container.InputContainer", stream: "av.video
     return 0.0
 
 
-def _to_square(frame: av.VideoFrame, reformatter: VideoReformatter, size: int, fit: Fit) -> np.ndarray:
+def _to_square(frame: av.VideoFrame, aspect: float, reformatter: VideoReformatter, size: int, fit: Fit) -> np.ndarray:
     """Upright uint8 RGB [size, size, 3]: the whole picture, or the middle of one whose shorter side is `size`."""
     height = width = size
     if fit == "crop":
-        _, own_height, own_width = _upright(frame)
-        scale = size / min(own_height, own_width)
-        height, width = round(own_height * scale), round(own_width * scale)
+        turns, height, width = _upright(frame)
+        shown = (height * aspect, width) if turns % 2 else (height, width * aspect)
+        scale = size / min(shown)
+        height, width = (round(side * scale) for side in shown)
     image = _to_rgb(frame, reformatter, height, width)
     top, left = (height - size) // 2, (width - size) // 2
     return np.ascontiguousarray(image[top:top + size, left:left + size])

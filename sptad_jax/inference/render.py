@@ -50,7 +50,7 @@ def render_video(
     rate, aspect = _rate_and_aspect(source)
     frames, last_pts = _label_frames(source, detections, classes), -1
     try:
-        with av.open(str(temporary), "w", format="mp4") as container:
+        with av.open(os.path.abspath(temporary), "w", format="mp4") as container:
             stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
             stream.pix_fmt = "yuv420p"
             stream.codec_context.time_base = TIME_BASE
