@@ -46,19 +46,21 @@ def to_path(name: str | os.PathLike[str], option: str) -> AnyPath:
 
 
 def files_below(folder: str | os.PathLike[str], endings: Container[str]) -> list[pathlib.Path]:
-    """All but folders with these endings (".mp4", in lower case; the files' may be of any), at any depth, sorted.
+    """What has these endings (".mp4", in lower case; the files' may be of any) and is no folder, at any depth, sorted.
 
-    Links to folders are followed, since videos often lie on another disk; each folder is looked at once.
+    Links to folders are followed, since videos often lie on another disk; each folder is looked at once. Links to
+    files stay where they lead nowhere, so that they can be complained of.
     """
-    found, seen = [], set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders.sort()
-        real = os.path.realpath(place)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        found += [pathlib.Path(place, name) for name in names if os.path.splitext(name)[1].lower() in endings]
+    found, seen, waiting = [], set(), [os.fspath(folder)]
+    for start in waiting:  # which grows: links come last, so that a folder below `folder` goes by its own name
+        for place, folders, names in os.walk(start):
+            real = os.path.realpath(place)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            waiting += [path for name in sorted(folders) if os.path.islink(path := os.path.join(place, name))]
+            found += [pathlib.Path(place, name) for name in names if os.path.splitext(name)[1].lower() in endings]
     return sorted(found)
 
 

@@ -218,16 +218,22 @@ def test_max_frames(videos, annotations, tmp_path):
 
 
 def test_find_videos_on_another_disk(tmp_path):
-    """Folders that are links, as to where there is room; one that leads back up must not be followed for ever."""
+    """Folders that are links, as to where there is room; one that leads back up must not be followed for ever, and a
+    second name of a folder must not take the place of its own."""
     (tmp_path / "disk" / "deep").mkdir(parents=True)
     (tmp_path / "disk" / "deep" / "a.MTS").write_text("")
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "train").symlink_to(tmp_path / "disk")
     (tmp_path / "disk" / "back").symlink_to(tmp_path / "videos")
     (tmp_path / "videos" / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
-    found = find_videos(tmp_path / "videos", [Video(name, "s", 0.0, []) for name in ("a", "train/deep/a", "gone")])
+    (tmp_path / "videos" / "own").mkdir()
+    (tmp_path / "videos" / "own" / "b.mp4").write_text("")
+    (tmp_path / "videos" / "alias").symlink_to("own")
+    names = ("a", "train/deep/a", "gone", "own/b")
+    found = find_videos(tmp_path / "videos", [Video(name, "s", 0.0, []) for name in names])
     there = tmp_path / "videos" / "train" / "deep" / "a.MTS"
-    assert found == {"a": there, "train/deep/a": there, "gone": None}
+    assert found == {"a": there, "train/deep/a": there, "gone": None,
+                     "own/b": tmp_path / "videos" / "own" / "b.mp4"}
 
 
 def test_find_videos(tmp_path):
