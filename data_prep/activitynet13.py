@@ -24,6 +24,7 @@ from data_prep.counts import Length
 from data_prep.options import add_frame_options, read_frame_options, read_work_options
 from sptad_jax.data.annotations import Video, find_classes, parse_database
 from sptad_jax.errors import UserError, report_errors
+from sptad_jax.files import local_path
 
 SUBSETS = ("training", "validation", "testing")  # the last has no published segments
 OFFICIAL_FILE = "activity_net.v1-3.min.json"
@@ -216,7 +217,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     build = commands.add_parser("build", parents=[common], help="videos to a dataset folder")
     build.add_argument("--videos", default="",
                        help="folder of video files ID or v_ID, searched at any depth; not needed with --rgb-from")
-    build.add_argument("--output", required=True, help="folder to write")
+    build.add_argument("--output", type=local_path, required=True, help="folder to write")
     build.add_argument("--subsets", nargs="+", choices=SUBSETS, default=list(SUBSETS[:2]), metavar="S",
                        help="subsets to take (default training and validation; testing has no segments)")
     add_frame_options(build, max_frames=MAX_FRAMES)

@@ -21,6 +21,7 @@ from data_prep.duration_chart import draw_durations
 from sptad_jax.data.annotations import load_annotations
 from sptad_jax.data.datasets import GROUND_TRUTH_FILE, INFO_FILE, Dataset, open_dataset
 from sptad_jax.errors import UserError, report_errors
+from sptad_jax.files import local_path
 
 _FIELDS = {"frame_size": int, "chunk_frames": int, "streams": list, "classes": list, "subsets": dict,
            "hours": (int, float), "bytes": int, "checksums": dict}
@@ -185,7 +186,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
                "  python -m data_prep.check data/thumos14 --quick --videos 20 --output /tmp/look\n"
                "Exit codes: 0 all is well, 2 problems (every one is listed), 130 interrupted.")
     parser.add_argument("dataset", metavar="DIR", help="dataset folder, as data_prep.custom and others write it")
-    parser.add_argument("--output", default="", metavar="DIR", help="folder of the pictures (default DIR/check)")
+    parser.add_argument("--output", type=local_path, default="", metavar="DIR",
+                        help="folder of the pictures (default DIR/check)")
     parser.add_argument("--videos", type=int, default=4, metavar="N",
                         help="contact sheets to draw, of videos spread evenly over the dataset (default 4)")
     parser.add_argument("--quick", action="store_true",

@@ -18,6 +18,7 @@ from data_prep.options import add_frame_options, read_frame_options, read_work_o
 from data_prep.prepare import prepare_videos, print_outcome
 from sptad_jax.data.annotations import load_annotations
 from sptad_jax.errors import UserError, report_errors
+from sptad_jax.files import local_path
 
 
 def prepare(
@@ -78,7 +79,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--videos", default="",
                         help="folder of video files, searched at any depth; not needed with --rgb-from")
     parser.add_argument("--annotations", required=True, help="JSON in ActivityNet's format")
-    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--output", type=local_path, required=True, help="folder to write")
     add_frame_options(parser)
     parser.add_argument("--subsets", nargs="+", default=[], metavar="S", help="subsets to take (default all)")
     parser.add_argument("--classes", nargs="+", default=[], metavar="C",

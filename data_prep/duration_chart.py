@@ -23,6 +23,7 @@ from sptad_jax.config import DataConfig
 from sptad_jax.data.datasets import Dataset, make_video_targets
 from sptad_jax.data.windows import VideoTargets, index_windows
 from sptad_jax.errors import UserError, report_errors
+from sptad_jax.files import local_path
 from sptad_jax.report.plots import COLOURS
 
 SHARE_BINS = 20  # of 5 % each
@@ -167,7 +168,8 @@ def main(argv: list[str] | None = None) -> int:
                "and validation, whole videos.\nExit codes: 0 done, 2 input that cannot be used.")
     parser.add_argument("--thumos14", default="", metavar="DIR", help="annotations, as for data_prep.thumos14")
     parser.add_argument("--activitynet13", default="", metavar="PATH", help="as for data_prep.activitynet13")
-    parser.add_argument("--output", default="figure4.png", metavar="FILE.png", help="default figure4.png")
+    parser.add_argument("--output", type=local_path, default="figure4.png", metavar="FILE.png",
+                        help="default figure4.png")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     shares = _load_figure4(args.thumos14, args.activitynet13)

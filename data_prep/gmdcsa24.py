@@ -28,7 +28,7 @@ import statistics
 from sptad_jax.data.annotations import DURATION_TOLERANCE_SEC
 from sptad_jax.data.video import decode_video
 from sptad_jax.errors import UserError, report_errors
-from sptad_jax.files import write_json
+from sptad_jax.files import local_path, write_json
 
 SUBSET = "train"
 # Spellings in lower case without the direction in brackets, and the class each stands for
@@ -267,7 +267,8 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m data_prep.gmdcsa24", description="GMDCSA24 -> annotations.json and a flat folder of videos.",
         epilog="Example: python -m data_prep.gmdcsa24 --input GMDCSA24 --output runs/gmdcsa24")
     parser.add_argument("--input", required=True, help="folder with subject_1/Fall.csv, subject_1/Fall/01.mp4 ...")
-    parser.add_argument("--output", required=True, help="folder for annotations.json, rows.json and videos/")
+    parser.add_argument("--output", type=local_path, required=True,
+                        help="folder for annotations.json, rows.json and videos/")
     parser.add_argument("--copy", action="store_true", help="copy the videos; by default they are linked")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)

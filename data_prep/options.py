@@ -7,7 +7,6 @@ from typing import Any
 
 from data_prep.decode import FrameSettings
 from sptad_jax.errors import UserError
-from sptad_jax.files import refuse_address
 
 
 def add_frame_options(parser: argparse.ArgumentParser, *, max_frames: int = 0) -> None:
@@ -73,7 +72,6 @@ def read_frame_options(args: argparse.Namespace) -> FrameSettings:
 
 def read_work_options(args: argparse.Namespace) -> dict[str, Any]:
     """How the work is done, as keyword arguments of data_prep.builder.build_dataset."""
-    refuse_address(args.output, "--output")
     if args.beam_options and not args.beam_runner:
         raise UserError("--beam-options has no effect without --beam-runner; name the runner, or leave them out.")
     return {"processes": args.processes, "allow_missing": args.allow_missing, "beam_runner": args.beam_runner,

@@ -30,7 +30,7 @@ from data_prep.synthetic_actions import plan_lanes
 from data_prep.synthetic_scene import Plan, Settings, build_scene, render_frame
 from sptad_jax.data.video import write_video
 from sptad_jax.errors import UserError, report_errors
-from sptad_jax.files import write_json
+from sptad_jax.files import local_path, write_json
 
 RENDERER = 2  # part of settings.json: raise it when the same settings begin to give other pictures
 
@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m data_prep.synthetic", description="Render untrimmed synthetic videos with exact segments.",
         epilog="Example: python -m data_prep.synthetic --output runs/synthetic --train-videos 96 --test-videos 24",
     )
-    parser.add_argument("--output", required=True, help="folder for videos/ and annotations.json")
+    parser.add_argument("--output", type=local_path, required=True, help="folder for videos/ and annotations.json")
     parser.add_argument("--train-videos", type=int, default=96)
     parser.add_argument("--test-videos", type=int, default=24)
     parser.add_argument("--processes", type=int, default=2, help="videos rendered at once (default 2)")

@@ -35,6 +35,7 @@ from data_prep.thumos14_files import (
 from sptad_jax.data.annotations import Annotation, Video
 from sptad_jax.errors import UserError, report_errors
 from sptad_jax.evaluation.thumos_official import TEST_SETS
+from sptad_jax.files import local_path
 
 TIMES_TOLERANCE_FRAMES = 2.0  # seconds and frame columns that differ by more sampled frames are reported
 
@@ -199,7 +200,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     build = commands.add_parser("build", parents=[common], help="videos to a dataset folder")
     build.add_argument("--videos", default="",
                        help="folder of video files, searched at any depth; not needed with --rgb-from")
-    build.add_argument("--output", required=True, help="folder to write")
+    build.add_argument("--output", type=local_path, required=True, help="folder to write")
     add_frame_options(build)
     count_parser = commands.add_parser("count", parents=[common], help="statistics as one JSON object; no videos")
     count_parser.add_argument("--subset", choices=list(SUBSETS), required=True)

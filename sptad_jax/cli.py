@@ -10,7 +10,7 @@ from typing import Any
 from sptad_jax import __version__, launch
 from sptad_jax.errors import UserError, report_errors
 from sptad_jax.evaluation.thumos_official import TEST_SETS
-from sptad_jax.files import refuse_address
+from sptad_jax.files import local_path
 from sptad_jax.inference import command
 
 PRESETS = {"thumos14": (0.3, 0.4, 0.5, 0.6, 0.7), "activitynet13": tuple(0.5 + 0.05 * i for i in range(10))}
@@ -76,6 +76,11 @@ def _installed(package: str) -> str:
 
 @report_errors
 def main(argv: list[str] | None = None) -> int:
+    args = _make_parser().parse_args(argv)
+    return args.run(args)
+
+
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sptad", description=__doc__)
     parser.add_argument("--debug", action="store_true", help="show tracebacks of input errors")
     parser.add_argument("--version", action=_Version, help="print the version, and those of what results depend on")
@@ -95,8 +100,8 @@ def main(argv: list[str] | None = None) -> int:
                           help="THUMOS14: the test videos that others use, by their number")  # fmt: skip
     evaluate.add_argument("--blocked", metavar="NAMES.json", help="JSON list of videos to leave out")
     evaluate.add_argument("--per-class", action="store_true", help="print AP of every class too")
-    evaluate.add_argument("--output", metavar="results.json", help="write every figure, per class too")
-    evaluate.add_argument("--analysis", metavar="DIR",
+    evaluate.add_argument("--output", type=local_path, metavar="results.json", help="write every figure, per class too")
+    evaluate.add_argument("--analysis", type=local_path, metavar="DIR",
                           help="write what goes wrong and why: analysis.json and a page with its plots")  # fmt: skip
     evaluate.set_defaults(run=_evaluate)
 
@@ -111,13 +116,15 @@ def main(argv: list[str] | None = None) -> int:
                         "platform; or one for ONNX")  # fmt: skip
     export.add_argument("--dtype", choices=["float32", "float16"], default="float32",
                         help="of a state dict; float16 halves the file (default %(default)s)")  # fmt: skip
-    export.add_argument("--output", required=True, metavar="FILE", help="ends in .safetensors, .zip, or .onnx")
+    export.add_argument("--output", type=local_path, required=True, metavar="FILE",
+                        help="ends in .safetensors, .zip, or .onnx")  # fmt: skip
     export.set_defaults(run=_export)
 
     inspect = commands.add_parser("inspect", description=INSPECT_HELP, formatter_class=raw, help="a detector's parts")
     inspect.add_argument("checkpoint", metavar="CHECKPOINT",
                          help="work folder of a training, or an exported .safetensors")  # fmt: skip
-    inspect.add_argument("--report", metavar="DIR", help="write a page with the table and the proposals drawn")
+    inspect.add_argument("--report", type=local_path, metavar="DIR",
+                         help="write a page with the table and the proposals drawn")  # fmt: skip
     inspect.add_argument("--video", metavar="VIDEO", help="draw on the page how each stage moves them on this video")
     inspect.set_defaults(run=_inspect)
 
@@ -135,12 +142,7 @@ def main(argv: list[str] | None = None) -> int:
 
     for one in commands.choices.values():  # where people write it: at the end of the line
         one.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    for option in ("output", "analysis", "report", "render"):
-        given = getattr(args, option, None) or ()
-        for name in [given] if isinstance(given, str) else given:
-            refuse_address(name, f"--{option}")
-    return args.run(args)
+    return parser
 
 
 def _evaluate(args: argparse.Namespace) -> int:

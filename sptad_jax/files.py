@@ -64,10 +64,12 @@ def files_below(folder: str | os.PathLike[str], endings: Container[str]) -> list
     return sorted(found)
 
 
-def refuse_address(name: str, option: str) -> None:
-    """Raises UserError for an address where only this machine's files will do; it would become a folder "gs:" here."""
+def local_path(name: str) -> str:
+    """The name of an output on this machine, for argparse. Raises UserError for an address: `pathlib` would take
+    gs://BUCKET for a folder "gs:" here."""
     if "://" in name:
-        raise UserError(f"{option} {name}: only a file or folder of this machine; write there and copy it.")
+        raise UserError(f"{name}: results go to a file or folder of this machine; write there and copy it.")
+    return name
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
@@ -101,8 +103,11 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes `text` as UTF-8, as `write_bytes` does."""
-    write_bytes(path, text.encode())
+    """Writes `text` as UTF-8, as `write_bytes` does.
+
+    What is no character, as in file names that are not UTF-8, becomes the escape that JSON has for it.
+    """
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -56,6 +56,14 @@ def test_file_in_a_bucket_is_one_object(bucket, tmp_path):
     assert not list(tmp_path.parent.glob("gs:*")) and not os.path.exists("gs:")
 
 
+def test_names_that_are_no_text(tmp_path):
+    """A path with bytes that are not UTF-8, told in dataset.json after days of work: it must be written, and be read
+    back as it was."""
+    name = os.fsdecode(b"/videos/\xff.mp4")
+    write_json(tmp_path / "a.json", {"exceptions": [f"{name}: broken", "é"]})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"exceptions": [f"{name}: broken", "é"]}
+
+
 def test_failed_write_is_an_oserror(bucket, monkeypatch):
     """An error of the network that no caller expects, and that ends in a traceback."""
 

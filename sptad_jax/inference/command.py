@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from sptad_jax import launch
 from sptad_jax.errors import UserError
+from sptad_jax.files import files_below, local_path
 
 if TYPE_CHECKING:  # NumPy, JAX and FFmpeg are loaded when the command runs
     from sptad_jax.inference.detect import Detection, Detector
@@ -42,11 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", default="demo", metavar="DIR_OR_FILE",
                         help="work folder of a training, or an exported .safetensors; without it the demo's detector, "
                              "which ships with the package and knows rendered motions alone")  # fmt: skip
-    parser.add_argument("--output", action="append", default=[], metavar="FILE",
+    parser.add_argument("--output", type=local_path, action="append", default=[], metavar="FILE",
                         help="write detections, as the ending says: .json (ActivityNet), .csv, or subtitles, .vtt or "
                              ".srt; may be repeated. Of several videos each has its own subtitles: FILE.NAME.vtt")
-    parser.add_argument("--render", metavar="DIR", help="write a copy of each video with labels, without sound")
-    parser.add_argument("--report", metavar="DIR", help="write a page on which each video plays above its time line")
+    parser.add_argument("--render", type=local_path, metavar="DIR",
+                        help="write a copy of each video with labels, without sound")  # fmt: skip
+    parser.add_argument("--report", type=local_path, metavar="DIR",
+                        help="write a page on which each video plays above its time line")  # fmt: skip
     parser.add_argument("--ground-truth", metavar="GT.json",
                         help="ActivityNet annotations, drawn above the detections on the page of --report")  # fmt: skip
     parser.add_argument("--classes", metavar="A,B", help="detections of these classes alone")
@@ -271,7 +274,6 @@ def _list_videos(given: Sequence[str]) -> list[_Video]:
     Every video has a name of its own: of several files of one name the later ones are named by their path.
     """
     from sptad_jax.data.video import ENDINGS
-    from sptad_jax.files import files_below
     from sptad_jax.inference import outputs
 
     paths: list[str] = []
