@@ -9,11 +9,10 @@ a second on two cores of an Intel Xeon with AMX, 4.1 GB. On motion16 (1.7 hours 
 people in the test) this config gave an average mAP@[.3:.7] of 42.1 (measured, bfloat16, 10,224 steps, 110 minutes on
 partly shared cores); with test windows every 64 frames 40.4 (the 32 were chosen on that test split), with the clip
 probability 37.5 there. At 48 pixels, 12 epochs and a size_jitter of 0.25 it was 36.0. Its own training videos score
-78.2: it overfits. Prepared with `--fit crop`, since its people stand in the middle: 42.5 at step 6,870 of 7,668 (12
-epochs, about 125 minutes on an AMD EPYC without AMX), 43.0 with `--set inference.mirror=true`.
-With `--set data.mix_prob=0.5 --set data.shear_jitter=0.15` and a size_jitter of 0.3 the run at 48 pixels had 37.0, and
-58.5 on its own videos; gone on with at 64 pixels 38.6. With `--set inference.mirror=true` that one
-had 40.4, for twice the network's work; the best one was not scored so. Float32's accuracy was not measured.
+78.2: it overfits. Prepared with `--fit crop`, since its people stand in the middle, and with `--set train.epochs=12`
+(7,668 steps, 139 minutes on partly shared cores of an AMD EPYC without AMX): 43.1, with `--set inference.mirror=true`
+43.4, for twice the network's work. With `--set data.mix_prob=0.5 --set data.shear_jitter=0.15` the run at 48 pixels had
+37.0, and 58.5 on its own videos; gone on with at 64 pixels 38.6. Float32's accuracy was not measured.
 """
 
 from sptad_jax.config import Config, DataConfig, InferenceConfig, LossConfig, ModelConfig, TrainConfig
