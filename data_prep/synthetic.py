@@ -32,7 +32,7 @@ from sptad_jax.data.video import write_video
 from sptad_jax.errors import UserError, report_errors
 from sptad_jax.files import local_path, write_json
 
-RENDERER = 2  # part of settings.json: raise it when the same settings begin to give other pictures
+RENDERER = 3  # part of settings.json: raise it when the same settings begin to give other pictures
 
 
 def plan_video(settings: Settings, subset: str, index: int) -> Plan:

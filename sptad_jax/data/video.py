@@ -157,13 +157,16 @@ def stated_duration(path: str | os.PathLike[str]) -> float:
 def write_video(path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: float, crf: int = 18) -> None:
     """Encodes uint8 RGB frames [H, W, 3] (even H and W) as H.264 in MP4; the file appears whole or not at all.
 
-    `crf` is libx264's quality: 0 loses nothing but chroma resolution, 51 is the worst.
+    `crf` is libx264's quality: 0 loses nothing but chroma resolution, 51 is the worst. The same frames give the same
+    file, on x86 processors of any kind.
     """
     rate = Fraction(fps).limit_denominator(1001)
     temporary = f"{os.path.abspath(path)}.tmp{os.getpid()}"
+    # Else x264's macroblock tree, on processors with AVX-512, makes other bits of the same small pictures at times.
+    options = {"crf": str(crf), "preset": "veryfast", "x264-params": "cpu-independent=1"}
     try:
         with av.open(temporary, "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": "veryfast"})
+            stream = container.add_stream("libx264", rate=rate, options=options)
             stream.pix_fmt = "yuv420p"
             stream.codec_context.thread_count = 1
             for i, image in enumerate(frames):
