@@ -44,9 +44,12 @@ def test_conv3d_is_torch_conv3d(kernel, strides, size, mode, features, parity):
 
 @pytest.mark.parametrize(("window", "strides"), POOLS)
 @pytest.mark.parametrize("size", SIZES)
-def test_max_pool_is_the_obvious_loop(window, strides, size):
-    """Catches padding that wins over negative values, a lost trailing sample or a wrong gradient."""
-    x = normal(3, (1, *size, 2))  # negative values too; all distinct, so that the gradient is unique
+@pytest.mark.parametrize("ties", [False, True])
+def test_max_pool_is_the_obvious_loop(window, strides, size, ties):
+    """Catches padding that wins over negative values, a lost trailing sample, a wrong gradient, or one that goes to
+    another of equal samples than the first, or to several."""
+    x = normal(3, (1, *size, 2))  # negative values too
+    x = np.floor(x) if ties else x
     lengths = [-(-n // s) for n, s in zip(size, strides)]
     lead = [max((m - 1) * s + k - n, 0) // 2 for n, m, k, s in zip(size, lengths, window, strides)]
     expected = np.empty((1, *lengths, 2), np.float32)
