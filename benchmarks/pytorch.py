@@ -3,13 +3,14 @@
     python -m benchmarks.pytorch [--dtype float32 bfloat16] [--compile [MODE]] [--quick] [--output pytorch.json]
     python -m benchmarks.pytorch --dtype float32 tf32 bfloat16 --compile --peak-tflops 989 --output pytorch.json  # GPU
 
-The detector is the paper's two-stream one, with one window a batch. Nothing is timed before the sides agree. Parts:
+The detector is the paper's two-stream one, with one window a batch. Each side is a process of its own, and nothing is
+timed before they agree. Parts:
 
     backbone  I3D forward, RGB; on a GPU the paper's protocol: 1x256x96x96, 2 warm-up and 20 timed passes
     gradient  I3D forward and backward by every kernel, RGB
     detector  the whole forward pass, from bytes
     step      the whole training step, and where memory is measured also with model.remat=true
-    memory    peak of a training step, each side in a process of its own (Linux)
+    memory    peak of a training step (Linux)
     batch     backbone with twice the batch until memory ends or no side gains; default on an accelerator alone
 
 To save time, float32 and tf32 do backbone and step alone on an accelerator, unless --parts names more.
@@ -19,6 +20,7 @@ convolutions to oneDNN, as PyTorch does; jax 0.10 cannot (see sptad_jax/models/c
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -28,13 +30,12 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from benchmarks import jax_side, torch_side
-from benchmarks.timing import median_ratio, report, time_in_turns
+from benchmarks.timing import median_ratio, report
 from sptad_jax.config import Config, apply_overrides, to_dict, validate
 
 PARTS = ("backbone", "gradient", "detector", "step", "memory", "batch")
@@ -51,6 +52,38 @@ LARGEST_BATCH, LEAST_GAIN = 256, 1.03
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+class Side:
+    """A library in a process of its own (benchmarks/side.py), for `with` statements; `mode`: of torch.compile."""
+
+    def __init__(self, library: str, mode: str = "", remat: bool = False) -> None:
+        self.library, self.mode, self.remat = library, mode, remat
+        command = [sys.executable, "-m", "benchmarks.side", library]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> "Side":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.communicate()  # it ends with its orders
+
+    def ask(self, *order: Any) -> Any:
+        assert self.process.stdin and self.process.stdout
+        with contextlib.suppress(BrokenPipeError):  # it ended: there is no answer
+            print(json.dumps(order), file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"{self.library}: its process ended; see its message above.")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer["value"]
+
+    def make(self, part: str, config: Config, precision: str, folder: str) -> float:
+        """Builds what is timed from the arrays in `folder`, and gives its FLOPs as JAX counts them."""
+        model = dataclasses.replace(config.model, remat=self.remat or config.model.remat)
+        return self.ask("make", part, self.mode, precision, to_dict(dataclasses.replace(config, model=model)), folder)
+
+
 def main() -> None:
     args = parse_arguments()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch shares the card
@@ -60,19 +93,23 @@ def main() -> None:
     repeats = args.repeats or (20 if accelerator else 5)
     rows: list[dict[str, Any]] = []
     memory: dict[str, int | float] = {}
-    for precision, count in itertools.product(args.dtype, frames):
-        jax_side.set_precision(precision)
-        torch_side.set_precision(precision)
-        config = make_config(args, precision, count)
-        fewer = accelerator and precision != "bfloat16" and not args.parts
-        for part in ("backbone", "step") if fewer else parts:
-            if part == "memory":
-                memory |= compare_memory(config, precision)
-            elif part == "batch":
-                rows += find_best_batch(config, precision, args.compile, repeats)
-            else:
-                remat = part == "step" and "memory" in parts
-                rows += compare(part, config, precision, args.compile, repeats, remat)
+    with contextlib.ExitStack() as stack:
+        plans = {"pytorch": ("pytorch", ""), "torch.compile": ("pytorch", args.compile), "jax": ("jax", "")}
+        sides = {name: stack.enter_context(Side(*plan)) for name, plan in plans.items()
+                 if name != "torch.compile" or args.compile}
+        with_remat = sides
+        if {"step", "memory"} <= set(parts):
+            with_remat = sides | {"jax, remat": stack.enter_context(Side("jax", remat=True))}
+        for precision, count in itertools.product(args.dtype, frames):
+            config = make_config(args, precision, count)
+            fewer = accelerator and precision != "bfloat16" and not args.parts
+            for part in ("backbone", "step") if fewer else parts:
+                if part == "memory":
+                    memory |= compare_memory(config, precision)
+                elif part == "batch":
+                    rows += find_best_batch(config, precision, sides, repeats)
+                else:
+                    rows += compare(part, config, precision, with_remat if part == "step" else sides, repeats)
     if args.peak_tflops:
         rows = [row | {"utilisation": row["TFLOP/s"] / args.peak_tflops} for row in rows]
     report("The network in JAX against PyTorch", rows, args.output, jax=jax_side.describe(),
@@ -110,72 +147,68 @@ def draw_states(config: Config) -> tuple[dict[str, np.ndarray], dict[str, np.nda
     return state, jax_side.to_torch(state)
 
 
-def with_remat(config: Config) -> Config:
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, remat=True))
+def save_arrays(config: Config, folder: str) -> None:
+    """What `Side.make` reads."""
+    names = ("state_jax", "state_pytorch", "batch")
+    for name, arrays in zip(names, (*draw_states(config), jax_side.draw_batch(config))):
+        np.savez(pathlib.Path(folder, f"{name}.npz"), **arrays)  # type: ignore[arg-type]
 
 
-def compare(part: str, config: Config, precision: str, mode: str, repeats: int, remat: bool) -> list[dict[str, Any]]:
+def compare(part: str, config: Config, precision: str, sides: dict[str, Side], repeats: int) -> list[dict[str, Any]]:
     """Checks that the sides of a part agree, and times them in turns: one row a side."""
-    state, torch_state = draw_states(config)
-    data: Any = jax_side.draw_batch(config)
-    size = config.data.crop_size
-    shape = "x".join(map(str, (*data["rgb"].shape[:2], size, size)))
-    if part in ("backbone", "gradient"):
-        data = data["rgb"][:, :, :size, :size] * np.float32(2 / 255) - 1
-    make, torch_make = (getattr(side, f"make_{part}") for side in (jax_side, torch_side))
-    sides: dict[str, Callable[[], dict[str, Any]]] = {"pytorch": torch_make(config, torch_state, data)}
-    if mode:
-        sides["torch.compile"] = torch_make(config, torch_state, data, mode)
-    sides["jax"], flops = make(config, state, data)
-    if remat:
-        sides["jax, remat"], _ = make(with_remat(config), state, data)
-    refuse_difference(sides, precision, f"{part}, {shape}, {precision}")
-    seconds = time_in_turns(sides, repeats)
-    median = {side: float(np.median(times)) for side, times in seconds.items()}
-    return [{"part": part, "input": shape, "dtype": precision, "side": side, "seconds": median[side],
+    shape = "x".join(map(str, (config.train.batch_size, config.data.num_frames, *[config.data.crop_size] * 2)))
+    with tempfile.TemporaryDirectory() as folder:
+        save_arrays(config, folder)
+        flops = {name: side.make(part, config, precision, folder) for name, side in sides.items()}["jax"]
+        refuse_difference(sides, precision, f"{part}, {shape}, {precision}", pathlib.Path(folder, "outputs.npz"))
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for repeat, (name, side) in itertools.product(range(repeats + 1), sides.items()):
+        value = side.ask("run")
+        seconds[name] += [value] if repeat else []
+    median = {name: float(np.median(times)) for name, times in seconds.items()}
+    return [{"part": part, "input": shape, "dtype": precision, "side": name, "seconds": median[name],
              "to pytorch": median_ratio(times, seconds["pytorch"]), "to jax": median_ratio(times, seconds["jax"]),
-             "frames/s": config.train.batch_size * config.data.num_frames / median[side],
-             "TFLOP/s": flops / median[side] / 1e12} for side, times in seconds.items()]
+             "frames/s": config.train.batch_size * config.data.num_frames / median[name],
+             "TFLOP/s": flops / median[name] / 1e12} for name, times in seconds.items()]
 
 
-def refuse_difference(sides: dict[str, Callable[[], dict[str, Any]]], precision: str, where: str) -> None:
+def refuse_difference(sides: dict[str, Side], precision: str, where: str, path: pathlib.Path) -> None:
     """Runs every side twice, so that a training step shows its change too; ends the program where they differ."""
     tolerance = (GRADIENT_TOLERANCE if where.startswith("gradient") else TOLERANCE)[precision]
     for attempt in range(2):
         if attempt and where.startswith("step"):
             tolerance = max(tolerance, SECOND_STEP_TOLERANCE)
-        outputs = {side: (jax_side if "jax" in side else torch_side).read(run()) for side, run in sides.items()}
+        outputs = {}
+        for name, side in sides.items():
+            side.ask("read", str(path))
+            outputs[name] = dict(np.load(path))
         expected = outputs.pop("pytorch")
-        for side, found in outputs.items():
+        for name, found in outputs.items():
             assert found.keys() == expected.keys(), (where, found.keys() ^ expected.keys())
-            for name, value in expected.items():
-                error = float(np.linalg.norm(found[name] - value) / np.linalg.norm(value))
+            for key, value in expected.items():
+                error = float(np.linalg.norm(found[key] - value) / np.linalg.norm(value))
                 if not error <= tolerance:
-                    sys.exit(f"{where}: {side} and pytorch differ by {error:.1e} in {name}, which is more than "
+                    sys.exit(f"{where}: {name} and pytorch differ by {error:.1e} in {key}, which is more than "
                              f"{tolerance}; they do not compute the same, so nothing was timed.")
 
 
 def compare_memory(config: Config, precision: str) -> dict[str, int | float]:
-    """Peak MiB of a training step of each side, and ratios of them."""
-    states = dict(zip(("jax", "pytorch"), draw_states(config)))
+    """Peak MiB of a training step of each side, in processes that did nothing before, and ratios of them."""
     where = f"{config.data.num_frames} frames, {precision}"
-    plans = {"jax": ("jax", config), "jax, remat": ("jax", with_remat(config)), "pytorch": ("pytorch", config)}
     peak = {}
-    for side, (library, variant) in plans.items():
-        with tempfile.TemporaryDirectory() as name:
-            folder = pathlib.Path(name)
-            (folder / "config.json").write_text(json.dumps(to_dict(variant)))
-            for file, arrays in (("state.npz", states[library]), ("batch.npz", jax_side.draw_batch(config))):
-                np.savez(folder / file, **arrays)  # type: ignore[arg-type]
-            command = [sys.executable, "-m", "benchmarks.step_memory", library, name]
-            child = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-        peak[side] = int(child.stdout) / 2**20
-    mib: dict[str, int | float] = {f"peak MiB of a step, {where}, {side}": round(value) for side, value in peak.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        save_arrays(config, folder)
+        for name, (library, remat) in {"jax": ("jax", False), "jax, remat": ("jax", True),
+                                       "pytorch": ("pytorch", False)}.items():
+            with Side(library, remat=remat) as side:
+                side.make("step", config, precision, folder)
+                peak[name] = side.ask("peak") / 2**20
+    mib: dict[str, int | float] = {f"peak MiB of a step, {where}, {name}": round(value) for name, value in peak.items()}
     return mib | {f"peak memory, {where}, jax to pytorch": peak["jax"] / peak["pytorch"],
                   f"peak memory, {where}, remat to jax": peak["jax, remat"] / peak["jax"]}
 
 
-def find_best_batch(config: Config, precision: str, mode: str, repeats: int) -> list[dict[str, Any]]:
+def find_best_batch(config: Config, precision: str, sides: dict[str, Side], repeats: int) -> list[dict[str, Any]]:
     """Times the backbone with batches of 2, 4 and so on, until one side has no memory left or no side gains."""
     rows: list[dict[str, Any]] = []
     best: dict[str, float] = {}
@@ -183,7 +216,7 @@ def find_best_batch(config: Config, precision: str, mode: str, repeats: int) -> 
     while batch <= LARGEST_BATCH:
         larger = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=batch))
         try:
-            new = compare("backbone", larger, precision, mode, repeats, remat=False)
+            new = compare("backbone", larger, precision, sides, repeats)
         except RuntimeError as error:  # of either library
             if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error):
                 raise

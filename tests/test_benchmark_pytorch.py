@@ -1,5 +1,6 @@
 """The benchmark against PyTorch: that both sides compute the same, and that it says so where they do not."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -10,14 +11,13 @@ import pytest
 
 from sptad_jax.models.pretrained import flatten
 from sptad_jax.models.sptad import SPTAD
-from sptad_jax.training import step
 from tests.reference.parameters import draw_variables
 
 pytest.importorskip("torch")
 
-from benchmarks import jax_side, pytorch, torch_side
+from benchmarks import jax_side, pytorch
 
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 TINY = ["data.crop_size=32", "model.width_multiplier=0.125", "model.conv_mode=direct", "model.num_stages=2",
         "model.hidden_dim=64", "model.ffn_dim=64", "model.num_proposals=16", "data.max_targets=8",
         'model.streams=["rgb"]']
@@ -25,14 +25,13 @@ TINY = ["data.crop_size=32", "model.width_multiplier=0.125", "model.conv_mode=di
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """run(*arguments): the whole script in this process, on a tiny detector, compiled without XLA's optimiser."""
+    """run(*arguments): the whole script on a tiny detector, compiled without XLA's optimiser."""
 
     def draw_state(config):
         inputs = {name: jnp.zeros((1, 16, 32, 32, 3)) for name in config.model.streams}
         return flatten(draw_variables(SPTAD(config.model, jax_side.NUM_CLASSES), inputs, None, train=False))
 
-    for module in (jax_side, step):
-        monkeypatch.setattr(module, "fit_to_device", lambda config: (config, FAST))
+    monkeypatch.setenv("XLA_FLAGS", FAST)  # of the processes that it starts
     monkeypatch.setattr(jax_side, "draw_state", draw_state)
     monkeypatch.setattr(pytorch, "SECOND_STEP_TOLERANCE", 0.0)  # so small a network agrees after a step, too
     pytorch.draw_states.cache_clear()
@@ -66,19 +65,35 @@ def test_sides_agree_and_are_timed(run, capsys):
 
 
 def test_a_difference_is_told(run, monkeypatch):
-    """Timing of two networks that are not the same: here one with another epsilon in its batch normalisation."""
-    build = torch_side.build
+    """Timing of two networks that are not the same: here one has another kernel."""
+    def to_other(state):
+        state = to_torch(state)
+        name = next(name for name in state if "Mixed_3c" in name and name.endswith("conv3d.weight"))
+        return state | {name: state[name] * 1.1}
 
-    def build_other(*args):
-        model = build(*args)
-        for module in model.modules():
-            if isinstance(module, torch_side.nn.BatchNorm3d):
-                module.eps = 1e-2
-        return model
-
-    monkeypatch.setattr(torch_side, "build", build_other)
+    to_torch = jax_side.to_torch
+    monkeypatch.setattr(jax_side, "to_torch", to_other)
     with pytest.raises(SystemExit, match=r"backbone, 1x16x32x32, float32: jax and pytorch differ by .* in Mixed_3c"):
         run("--parts", "backbone")
+
+
+def test_a_side_that_fails(run, tmp_path):
+    """An error of a library that is lost, waited for, or that ends the process before the next order; one that ends it
+    without a sentence."""
+    config = pytorch.make_config(argparse.Namespace(quick=False, set=TINY), "float32", 16)
+    with pytorch.Side("pytorch") as side:
+        pytorch.save_arrays(config, str(tmp_path))
+        state = dict(np.load(tmp_path / "state_pytorch.npz"))
+        name = next(name for name in state if name.endswith("conv3d.weight"))
+        np.savez(tmp_path / "state_pytorch.npz", **(state | {name: state[name][:, :1]}))
+        with pytest.raises(RuntimeError):
+            side.make("backbone", config, "float32", str(tmp_path))
+            side.ask("run")
+        pytorch.save_arrays(config, str(tmp_path))
+        assert side.make("backbone", config, "float32", str(tmp_path)) == 0 and side.ask("run") > 0
+        (tmp_path / "batch.npz").unlink()
+        with pytest.raises(SystemExit, match="pytorch: its process ended"):
+            side.make("backbone", config, "float32", str(tmp_path))
 
 
 def test_imports_of_an_accelerator_image():
@@ -87,7 +102,7 @@ def test_imports_of_an_accelerator_image():
         import sys
         for name in ("safetensors", "tqdm", "orbax", "grain", "av", "cv2", "matplotlib", "tensorflow_datasets"):
             sys.modules[name] = None
-        import benchmarks.pytorch, benchmarks.step_memory
+        import benchmarks.pytorch, benchmarks.side
         benchmarks.torch_side.load_network()
     """
     subprocess.run([sys.executable, "-c", code], cwd=pytorch.ROOT, check=True)
@@ -99,7 +114,7 @@ def test_peak_memory_of_a_child():
     held = np.ones(2**27)
     code = """if True:
         import numpy
-        from benchmarks.step_memory import forget_peak, peak_resident
+        from benchmarks.side import forget_peak, peak_resident
         numpy.ones(2**26)
         before = peak_resident()
         forget_peak()
