@@ -16,7 +16,7 @@ timed before they agree. Parts:
 To save time, float32 and tf32 do backbone and step alone on an accelerator, unless --parts names more.
 
 PyTorch runs eagerly in channels_last_3d, with autocast for bfloat16. On a CPU jax 0.11 and newer hands bfloat16
-convolutions to oneDNN, as PyTorch does; jax 0.10 cannot (see sptad_jax/models/conv3d.py `compiler_options`).
+convolutions to oneDNN, as PyTorch does; jax 0.10 cannot (see `fit_to_device` in sptad_jax/models/conv3d.py).
 """
 
 import argparse
