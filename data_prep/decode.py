@@ -27,7 +27,8 @@ class FrameSettings:
     fps: float = 10.0  # stored frames per second (paper 4.1)
     max_frames: int = 0  # frames at most, at a lower rate where needed; 0: no limit. 768 for ActivityNet
     frame_size: int = 112  # pixels of either side
-    fit: Literal["stretch", "crop"] = "stretch"  # the whole picture out of shape, or the central square of it
+    # the whole picture out of shape, its central square, or the square in which something moves
+    fit: Literal["stretch", "crop", "motion"] = "stretch"
     flow: Literal["tvl1", "tvl1_jax", "dis", "none"] = "tvl1"
     bound: float = 20.0  # pixels of flow that map to the ends of a byte
     flow_size: int = 0  # pixels of either side on which flow is computed, before it is averaged down; 0: frame_size

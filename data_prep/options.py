@@ -22,9 +22,10 @@ def add_frame_options(parser: argparse.ArgumentParser, *, max_frames: int = 0) -
                              f"limit (default {max_frames}{no_limit})")
     parser.add_argument("--frame-size", type=int, default=default.frame_size,
                         help="pixels of either side (default 112)")
-    parser.add_argument("--fit", choices=["stretch", "crop"], default=default.fit,
+    parser.add_argument("--fit", choices=["stretch", "crop", "motion"], default=default.fit,
                         help="how a picture becomes a square: stretch shows all of it out of shape, as in AFSD; crop "
-                             "keeps its shape and shows the central square, larger (default stretch)")
+                             "keeps its shape and shows the central square, larger; motion shows the square in which "
+                             "something moves, for people who are small in the picture (default stretch)")
     parser.add_argument("--flow", choices=["tvl1", "tvl1_jax", "dis", "none"], default=default.flow,
                         help="optical flow: tvl1 as in the paper, tvl1_jax the same in JAX and faster, dis a hundred "
                              "times faster, or none (default tvl1)")

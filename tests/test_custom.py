@@ -106,6 +106,31 @@ def test_central_square(annotations, tmp_path, capsys):
     np.testing.assert_array_equal(old["rgb"], decode_video(wide / "long.mp4", 5, 32).frames)
 
 
+def test_square_of_motion(annotations, tmp_path):
+    """--fit motion from the command to detection: a square that `sptad detect` does not find again, flow of another
+    part of the picture than the frames, or the central square in its place."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name, (_, count, _) in VIDEOS.items():
+        pictures = np.full((count, 96, 128, 3), 90, np.uint8)
+        for t, picture in enumerate(pictures):
+            picture[10 + 3 * (t % 8):26 + 3 * (t % 8), 8:24] = 220  # far from the middle
+        write_video(videos / f"{name}.mp4", list(pictures), 10, crf=5)
+    assert main(arguments(videos, annotations, tmp_path / "out", "--fit", "motion", "--flow", "dis")) == 0
+    dataset = open_dataset(tmp_path / "out")
+    assert dataset.source["fit"] == "motion"
+    index = next(i for i, video in enumerate(dataset.videos) if video.name == "long")
+    frames = dataset.read_frames(index, 0, dataset.videos[index].num_frames)
+    bright = (frames["rgb"][..., 0] > 160).mean(axis=(1, 2))
+    assert (bright > 16 * 16 / (0.8 * 96) ** 2).all(), "enlarged, and never cut off; 0.028 by the central square"
+    moves = np.abs(frames["flow"][:-1].astype(int) - 128).max(axis=-1) > 8
+    near = np.stack([cv2.dilate(np.uint8(picture), np.ones((9, 9))) for picture in frames["rgb"][:-1, ..., 0] > 160])
+    assert moves.any() and near[moves].mean() > 0.8
+    again, *_ = read_streams(videos / "long.mp4", dataset.source)
+    for name in ("rgb", "flow"):
+        np.testing.assert_array_equal(again[name], frames[name])
+
+
 def test_processes_without_tensorflow(videos, annotations, tmp_path):
     """Several processes, as a real command, give the same bytes as one here, and TensorFlow is never imported."""
     code = ("import sys; from data_prep.custom import main; code = main(sys.argv[1:]); "

@@ -15,13 +15,14 @@ import cv2
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from sptad_jax.data.framing import LOOK_FPS, LOOK_SIZE, Square, find_motion
 from sptad_jax.errors import UserError
 
 TIME_TOLERANCE_SEC = 1e-3  # Matroska and WebM round time stamps to milliseconds
 TRUNCATED_SHARE = 0.9  # a file that ends before this share of its stated duration is broken
 MAX_ASPECT = 4.0  # of a pixel's longer side to its shorter; damaged headers state more, and pictures would be huge
 MAX_GAP_SEC = 600.0  # a picture that stands longer comes from damaged time stamps; it would be repeated without end
-Fit = Literal["stretch", "crop"]  # how a picture becomes a square
+Fit = Literal["stretch", "crop", "motion"]  # how a picture becomes a square
 AHEAD = 4  # pictures that are decoded while one is used
 # names of video files in a folder; a file that is named itself may end in anything
 ENDINGS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".gif",
@@ -55,7 +56,9 @@ class FrameReader:
         file is then decoded twice, once for its own rate.
       threads: of the decoder.
       fit: "stretch" shows the whole picture and ignores its aspect ratio (AFSD/common/video2npy.py:46-63); "crop" keeps
-        the ratio, also of pixels that are not square, and shows the central square, as is usual for Kinetics.
+        the ratio, also of pixels that are not square, and shows the central square, as is usual for Kinetics; "motion"
+        shows the square in which something moves (`find_motion`; the file is decoded once more for that), which
+        enlarges people who are small in the picture.
 
     Attributes `fps`, `duration_sec` and `source_frames`, as in `DecodedVideo`, are right after the last frame.
 
@@ -71,17 +74,28 @@ class FrameReader:
         self.max_frames, self.threads = max_frames, threads
         self.duration_sec = 0.0
         self.source_frames = 0
+        self._square: Square | None = None
         self._reformatter = VideoReformatter()  # keeps FFmpeg's conversion tables from frame to frame
 
     def __iter__(self) -> Iterator[np.ndarray]:
         if self.max_frames:
             source_fps, duration_sec = _measure(self.path)
             self.fps = min(source_fps, self.max_frames / duration_sec)
+        if self.fit == "motion":
+            self._square = find_motion(self._look())
         for (frame, aspect), count in _ahead(self._choose()):
             with _explain(self.path):
-                image = _to_square(frame, aspect, self._reformatter, self.size, self.fit)
+                image = _to_square(frame, aspect, self._reformatter, self.size, self.fit, self._square)
             for _ in range(count):
                 yield image
+
+    def _look(self) -> Iterator[np.ndarray]:
+        """Small grey pictures of the whole video for `find_motion`."""
+        reader = FrameReader(self.path, LOOK_FPS, LOOK_SIZE, threads=self.threads)
+        for (frame, aspect), _ in reader._choose():
+            with _explain(self.path):
+                height, width = _scaled(frame, aspect, LOOK_SIZE)
+                yield cv2.cvtColor(_to_rgb(frame, self._reformatter, height, width), cv2.COLOR_RGB2GRAY)
 
     def _choose(self) -> Iterator[tuple[tuple[av.VideoFrame, float], int]]:
         """The source frames that are taken, each with the shape of its pixels, and how many times each is."""
@@ -257,17 +271,27 @@ def _stated_duration(container: "av.container.InputContainer", stream: "av.video
     return 0.0
 
 
-def _to_square(frame: av.VideoFrame, aspect: float, reformatter: VideoReformatter, size: int, fit: Fit) -> np.ndarray:
-    """Upright uint8 RGB [size, size, 3]: the whole picture, or the middle of one whose shorter side is `size`."""
-    height = width = size
-    if fit == "crop":
-        turns, height, width = _upright(frame)
-        shown = (height * aspect, width) if turns % 2 else (height, width * aspect)
-        scale = size / min(shown)
-        height, width = (round(side * scale) for side in shown)
+def _to_square(
+    frame: av.VideoFrame, aspect: float, reformatter: VideoReformatter, size: int, fit: Fit, square: Square | None
+) -> np.ndarray:
+    """Upright uint8 RGB [size, size, 3]: the whole picture, or a square of it, the central one where none is given."""
+    if fit == "stretch":
+        return _to_rgb(frame, reformatter, size, size)
+    height, width = _scaled(frame, aspect, size / square[2] if square else size)
     image = _to_rgb(frame, reformatter, height, width)
     top, left = (height - size) // 2, (width - size) // 2
+    if square:
+        top, left = (min(round(start * size / square[2]), length - size)
+                     for start, length in zip(square[:2], (height, width), strict=True))
     return np.ascontiguousarray(image[top:top + size, left:left + size])
+
+
+def _scaled(frame: av.VideoFrame, aspect: float, shorter: float) -> tuple[int, int]:
+    """Height and width of the upright picture, in square pixels, `shorter` of them along its shorter side."""
+    turns, height, width = _upright(frame)
+    shown = (height * aspect, width) if turns % 2 else (height, width * aspect)
+    scale = shorter / min(shown)
+    return round(shown[0] * scale), round(shown[1] * scale)
 
 
 def _upright(frame: av.VideoFrame) -> tuple[int, int, int]:

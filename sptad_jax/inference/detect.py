@@ -226,7 +226,7 @@ def _check_source(source: Any, config: Config, where: str) -> None:
         (isinstance(most, int) and most >= 0, "max_frames must be a count or 0"),
         (isinstance(size, int) and config.data.crop_size <= size <= MAX_SIDE,
          f"frame_size must lie between data.crop_size ({config.data.crop_size}) and {MAX_SIDE}"),
-        (fields.get("fit", "stretch") in get_args(Fit), "fit must be stretch or crop"),
+        (fields.get("fit", "stretch") in get_args(Fit), "fit must be stretch, crop or motion"),
         (flow is None or (isinstance(flow, dict) and flow.get("method") in get_args(FlowMethod)
                           and _is_number(flow.get("bound"), 0.0, 1e6) and isinstance(flow.get("size"), int)
                           and flow["size"] <= MAX_SIDE),

@@ -73,7 +73,7 @@ def list_facts(detector: Detector, checkpoint: str | pathlib.Path) -> dict[str, 
     """Name -> value of what a checkpoint says of itself, for people to read."""
     model, data, source = detector.config.model, detector.config.data, detector.source
     flow, most = source["flow"], source["max_frames"]
-    fit = "central square" if source.get("fit") == "crop" else "whole picture"
+    fit = {"crop": "central square", "motion": "square of motion"}.get(source.get("fit", ""), "whole picture")
     rate = f"{source['fps']:g} a second" + (f", at most {most} of a video" if most else "")
     usual = dataclasses.asdict(ModelConfig())
     changed = [f"model.{name}={value}" for name, value in dataclasses.asdict(model).items() if value != usual[name]]
