@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import cv2
 import numpy as np
 
-from sptad_jax.data.video import resize_image
+from sptad_jax.data.pictures import resize_image
 from sptad_jax.errors import UserError
 
 RATE_TOLERANCE = 0.1  # share of a stated duration by which arrays at the given rate may miss it

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sptad_jax.data.video import iterate_frames, resize_image
+from sptad_jax.data.pictures import resize_image
+from sptad_jax.data.video import iterate_frames
 from sptad_jax.errors import UserError, report_errors
 from sptad_jax.models.i3d import I3D
 from sptad_jax.models.pretrained import load_i3d

@@ -11,6 +11,7 @@ import pytest
 from av.video.reformatter import VideoReformatter
 
 from sptad_jax.data import video as video_module
+from sptad_jax.data.pictures import to_rgb
 from sptad_jax.data.video import (
     FrameReader,
     decode_video,
@@ -147,7 +148,7 @@ def test_pixels_are_exact(pixels, full_range, matrix, factor):
         dst_color_range="JPEG" if full_range else "MPEG")
     frame.colorspace = {"bt601": 5, "bt709": 1}[matrix]  # as decoders set it: AVCOL_SPC_BT470BG, AVCOL_SPC_BT709
     frame.color_range = 2 if full_range else 1
-    ours = video_module._to_rgb(frame, VideoReformatter(), size, size).astype(float)
+    ours = to_rgb(frame, VideoReformatter(), size, size).astype(float)
     other = frame.reformat(format="yuv420p") if pixels == "nv12" else frame
     gap = ours - exact_picture(other, size, matrix, full_range)
     assert np.abs(gap).max() < 0.6 and abs(gap.mean()) < 0.1, (np.abs(gap).max(), gap.mean())

@@ -8,27 +8,25 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any
 
 import av
 import cv2
 import numpy as np
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 
 from sptad_jax.data.framing import LOOK_FPS, LOOK_SIZE, Square, find_motion
+from sptad_jax.data.pictures import Fit, scaled, to_rgb, to_square
 from sptad_jax.errors import UserError
 
 TIME_TOLERANCE_SEC = 1e-3  # Matroska and WebM round time stamps to milliseconds
 TRUNCATED_SHARE = 0.9  # a file that ends before this share of its stated duration is broken
 MAX_ASPECT = 4.0  # of a pixel's longer side to its shorter; damaged headers state more, and pictures would be huge
 MAX_GAP_SEC = 600.0  # a picture that stands longer comes from damaged time stamps; it would be repeated without end
-Fit = Literal["stretch", "crop", "motion"]  # how a picture becomes a square
 AHEAD = 4  # pictures that are decoded while one is used
 # names of video files in a folder; a file that is named itself may end in anything
 ENDINGS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".gif",
            ".3gp", ".mts", ".m2ts", ".vob", ".ogv")  # fmt: skip
-# FFmpeg's scaler without its short cuts: colours at every pixel, rounded to nearest, the same bytes on every CPU.
-EXACT = Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +83,7 @@ class FrameReader:
             self._square = find_motion(self._look())
         for (frame, aspect), count in _ahead(self._choose()):
             with _explain(self.path):
-                image = _to_square(frame, aspect, self._reformatter, self.size, self.fit, self._square)
+                image = to_square(frame, aspect, self._reformatter, self.size, self.fit, self._square)
             for _ in range(count):
                 yield image
 
@@ -94,8 +92,8 @@ class FrameReader:
         reader = FrameReader(self.path, LOOK_FPS, LOOK_SIZE, threads=self.threads)
         for (frame, aspect), _ in reader._choose():
             with _explain(self.path):
-                height, width = _scaled(frame, aspect, LOOK_SIZE)
-                yield cv2.cvtColor(_to_rgb(frame, self._reformatter, height, width), cv2.COLOR_RGB2GRAY)
+                height, width = scaled(frame, aspect, LOOK_SIZE)
+                yield cv2.cvtColor(to_rgb(frame, self._reformatter, height, width), cv2.COLOR_RGB2GRAY)
 
     def _choose(self) -> Iterator[tuple[tuple[av.VideoFrame, float], int]]:
         """The source frames that are taken, each with the shape of its pixels, and how many times each is."""
@@ -138,11 +136,11 @@ def read_frames_at(path: str | os.PathLike[str], times_sec: Sequence[float], hei
     latest, reformatter = None, VideoReformatter()
     for start_sec, _, frame, _ in _decode(path, threads=1):
         while waiting and latest is not None and times_sec[waiting[0]] < start_sec - TIME_TOLERANCE_SEC:
-            pictures[waiting.pop(0)] = _to_rgb(latest, reformatter, height)
+            pictures[waiting.pop(0)] = to_rgb(latest, reformatter, height)
         latest = frame
     for i in waiting:
         assert latest is not None
-        pictures[i] = _to_rgb(latest, reformatter, height)
+        pictures[i] = to_rgb(latest, reformatter, height)
     return [picture for picture in pictures if picture is not None]
 
 
@@ -154,7 +152,7 @@ def iterate_frames(path: str | os.PathLike[str]) -> Iterator[tuple[float, float,
     reformatter = VideoReformatter()
     for start_sec, end_sec, frame, _ in _decode(path, threads=0):
         with _explain(path):
-            image = _to_rgb(frame, reformatter)
+            image = to_rgb(frame, reformatter)
         yield start_sec, end_sec, image
 
 
@@ -269,58 +267,3 @@ def _stated_duration(container: "av.container.InputContainer", stream: "av.video
     if container.duration is not None and len(container.streams) == 1:  # other streams may be longer than the video
         return container.duration / av.time_base
     return 0.0
-
-
-def _to_square(
-    frame: av.VideoFrame, aspect: float, reformatter: VideoReformatter, size: int, fit: Fit, square: Square | None
-) -> np.ndarray:
-    """Upright uint8 RGB [size, size, 3]: the whole picture, or a square of it, the central one where none is given."""
-    if fit == "stretch":
-        return _to_rgb(frame, reformatter, size, size)
-    height, width = _scaled(frame, aspect, size / square[2] if square else size)
-    image = _to_rgb(frame, reformatter, height, width)
-    top, left = (height - size) // 2, (width - size) // 2
-    if square:
-        top, left = (min(round(start * size / square[2]), length - size)
-                     for start, length in zip(square[:2], (height, width), strict=True))
-    return np.ascontiguousarray(image[top:top + size, left:left + size])
-
-
-def _scaled(frame: av.VideoFrame, aspect: float, shorter: float) -> tuple[int, int]:
-    """Height and width of the upright picture, in square pixels, `shorter` of them along its shorter side."""
-    turns, height, width = _upright(frame)
-    shown = (height * aspect, width) if turns % 2 else (height, width * aspect)
-    scale = shorter / min(shown)
-    return round(shown[0] * scale), round(shown[1] * scale)
-
-
-def _upright(frame: av.VideoFrame) -> tuple[int, int, int]:
-    """Quarter turns until it is upright, and its height and width then."""
-    turns = round(getattr(frame, "rotation", 0) / 90) % 4  # telephones store a lying picture and how to turn it
-    return (turns, frame.width, frame.height) if turns % 2 else (turns, frame.height, frame.width)
-
-
-def _to_rgb(
-    frame: av.VideoFrame, reformatter: VideoReformatter, height: int | None = None, width: int | None = None
-) -> np.ndarray:
-    """Upright uint8 RGB [height, width, 3], by default of the frame's own height, and in its own aspect ratio."""
-    turns, own_height, own_width = _upright(frame)
-    height = height or own_height
-    width = width or max(1, round(own_width * height / own_height))
-    shrinks = width <= own_width and height <= own_height
-    method = (Interpolation.AREA if shrinks else Interpolation.BILINEAR) | EXACT
-    size = (height, width) if turns % 2 else (width, height)
-    # in planes, since FFmpeg's code for these is twice as fast as for interleaved bytes
-    planes = reformatter.reformat(frame, *size, "gbrp", interpolation=method | EXACT, threads=1).planes
-    green, blue, red = (np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:, :size[0]]
-                        for plane in planes)
-    return np.ascontiguousarray(np.rot90(cv2.merge((red, green, blue)), turns))
-
-
-def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """[H, W, C] or [H, W] of any dtype to that height and width: areas are averaged, enlarging is bilinear."""
-    if image.shape[:2] == (height, width):
-        return np.ascontiguousarray(image)
-    shrinks = image.shape[0] >= height and image.shape[1] >= width
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=interpolation)

@@ -16,8 +16,9 @@ import numpy as np
 from sptad_jax import config as config_lib
 from sptad_jax.config import Config
 from sptad_jax.data.optical_flow import FlowMethod
+from sptad_jax.data.pictures import Fit
 from sptad_jax.data.streams import iterate_streams, open_video
-from sptad_jax.data.video import Fit, FrameReader
+from sptad_jax.data.video import FrameReader
 from sptad_jax.errors import UserError
 from sptad_jax.inference.export import read_detector
 from sptad_jax.inference.predict import Forward, make_forward, windows_to_detections
