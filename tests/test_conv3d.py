@@ -101,11 +101,12 @@ def test_fit_to_device(monkeypatch):
             fitted, options = conv3d.fit_to_device(model_config(dtype=dtype))
             assert fitted == model_config("onednn" if there else "decomposed", dtype)
             assert ("xla_cpu_experimental_onednn_custom_call" in options) is (there or dtype == "bfloat16")
-            assert ("ynn_fusion" in str(options)) is (not there and dtype == "float32")
+            assert ("ynn_fusion" in str(options)) is (dtype == "float32")
             jax.jit(lambda x: x + 1, compiler_options=options)(1.0)
         for mode in ("decomposed", "direct", "onednn"):
             fitted, options = conv3d.fit_to_device(model_config(mode))
             assert fitted == model_config(mode) and ("onednn" in str(options)) is (mode == "onednn")
+            assert ("ynn_fusion" in str(options)) is (mode != "direct")
 
 
 def test_programs_that_are_kept_do_without_onednn(monkeypatch, cache_folder):

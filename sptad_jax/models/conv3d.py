@@ -27,8 +27,8 @@ def fit_to_device(config: ModelConfig) -> tuple[ModelConfig, dict[str, bool | st
     """The config with a `conv_mode` for "auto" that is fastest on the default backend, and what `jax.jit` needs for it.
 
     On a CPU, XLA orders operations so that all start that could run side by side, from which two cores gain nothing:
-    the order that needs least memory takes 0.6 to 0.75 of the buffers in jax 0.10. In float32, "decomposed" keeps
-    convolutions from YNNPACK, which needs up to seven times as long for few channels (benchmarks/RESULTS.md).
+    the order that needs least memory takes 0.6 to 0.75 of the buffers in jax 0.10. In float32, convolutions that are
+    left to XLA are kept from YNNPACK, which needs up to seven times as long for few channels (benchmarks/RESULTS.md).
 
     JAX cannot keep programs that call oneDNN on disk. Where it is to keep them (jax_compilation_cache_dir), float32
     does without oneDNN; bfloat16, which would be ten times slower, does not.
@@ -41,7 +41,7 @@ def fit_to_device(config: ModelConfig) -> tuple[ModelConfig, dict[str, bool | st
     options: dict[str, bool | str] = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
     if mode == "onednn" or config.compute_dtype == "bfloat16":
         options["xla_cpu_experimental_onednn_custom_call"] = True
-    elif mode == "decomposed":
+    if mode != "direct" and config.compute_dtype == "float32":
         options["xla_cpu_experimental_ynn_fusion_type"] = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
     return dataclasses.replace(config, conv_mode=mode), options if jax.default_backend() == "cpu" else None
 
