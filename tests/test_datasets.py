@@ -1,8 +1,11 @@
 """Prepared datasets: stored frames against decoding anew, and every misfit told."""
 
+import concurrent.futures
 import json
 import pickle
 import shutil
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -42,6 +45,54 @@ def test_frames_equal_decoding(folder, decoded, cache_bytes):
             for name in frames:
                 np.testing.assert_array_equal(frames[name], expected[name][start:stop])
     assert bool(dataset._cache) == bool(cache_bytes)
+
+
+def test_threads_open_it_one_after_another(folder, decoded, monkeypatch):
+    """Two threads that import parts of TFDS at once, by opening a dataset or by their first record, which on Python
+    3.11 could wait for each other for ever; frames that go wrong where several threads read first."""
+    import tensorflow_datasets as tfds
+
+    inside, most, ready = [], [], threading.Barrier(4)
+    real = tfds.builder_from_directory
+
+    class Slow:
+        """What imports at its first use: a builder, and a source before its first record."""
+
+        def __init__(self, wrapped):
+            self.wrapped, self.used = wrapped, False
+
+        def as_data_source(self, split):
+            return Slow(watch(self.wrapped.as_data_source)(split=split))
+
+        def __getitem__(self, index):
+            if self.used:
+                return self.wrapped[index]
+            record = watch(self.wrapped.__getitem__)(index)
+            self.used = True
+            return record
+
+    def watch(call):
+        def wrapper(*args, **kwargs):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.02)
+            inside.pop()
+            return call(*args, **kwargs)
+        return wrapper
+
+    monkeypatch.setattr(tfds, "builder_from_directory", lambda path: Slow(watch(real)(path)))
+    dataset = open_dataset(folder)
+    dataset.cache_bytes = 0
+
+    def read(i):
+        ready.wait()
+        return dataset.read_frames(i, 0, 10, ["rgb"])["rgb"]
+
+    indices = [i % len(dataset.videos) for i in range(4)]
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        for i, frames in zip(indices, threads.map(read, indices)):
+            np.testing.assert_array_equal(frames, decoded[dataset.videos[i].name]["rgb"][:10])
+    assert len(most) >= 3 and max(most) == 1
 
 
 def test_streams_and_ranges(folder):

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ FORMAT_VERSION = 2
 INFO_FILE = "dataset.json"
 GROUND_TRUTH_FILE = "ground_truth.json"
 RECORDS_DIR = os.path.join("records", "1.0.0")  # TFDS: builder name and version
+# TFDS imports parts of itself at their first use, and on Python 3.11 two threads that do so can wait for each other
+# without end: one holds the lock of a module, the other that of functools.cached_property.
+_OPENING = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +117,7 @@ class Dataset:
         record = self._cache.get((subset, index))
         if record is None:
             try:
-                record = self._source(subset)[index]
+                record = self._read_stored(subset, index)
             except RuntimeError as error:  # of array_record: a file that is not there, is cut, or fails its checksum
                 raise UserError(f"{self.path / RECORDS_DIR}: record {index} of the subset '{subset}' cannot be read "
                                 f"({error}); `python -m data_prep.check {self.path}` lists what is damaged.") from None
@@ -121,17 +125,23 @@ class Dataset:
                 self._cache[subset, index] = record
         return record
 
-    def _source(self, subset: str) -> Any:
+    def _read_stored(self, subset: str, index: int) -> dict[str, np.ndarray]:
         if subset not in self._sources:
-            import tensorflow_datasets as tfds  # takes a while to import, and TensorFlow itself is never touched
+            with _OPENING:
+                source = self._open(subset)
+                record: dict[str, np.ndarray] = source[index]
+                self._sources[subset] = source
+            return record
+        return self._sources[subset][index]  # type: ignore[no-any-return]
 
-            try:
-                builder = tfds.builder_from_directory(os.fspath(self.path / RECORDS_DIR))
-                self._sources[subset] = builder.as_data_source(split=subset)
-            except (OSError, ValueError, AssertionError, KeyError) as error:
-                raise UserError(f"{self.path / RECORDS_DIR}: the records cannot be opened ({error}); prepare the "
-                                "dataset again.") from None
-        return self._sources[subset]
+    def _open(self, subset: str) -> Any:
+        import tensorflow_datasets as tfds  # takes a while to import, and TensorFlow itself is never touched
+
+        try:
+            return tfds.builder_from_directory(os.fspath(self.path / RECORDS_DIR)).as_data_source(split=subset)
+        except (OSError, ValueError, AssertionError, KeyError) as error:
+            raise UserError(f"{self.path / RECORDS_DIR}: the records cannot be opened ({error}); prepare the "
+                            "dataset again.") from None
 
     def _fits_in_memory(self) -> bool:
         frame_bytes = self.frame_size**2 * sum(CHANNELS[name] for name in self.streams)
