@@ -128,10 +128,10 @@ class Dataset:
     def _read_stored(self, subset: str, index: int) -> dict[str, np.ndarray]:
         if subset not in self._sources:
             with _OPENING:
-                source = self._open(subset)
-                record: dict[str, np.ndarray] = source[index]
-                self._sources[subset] = source
-            return record
+                if subset not in self._sources:  # another thread may have opened it meanwhile
+                    source = self._open(subset)
+                    source[index]  # the first record imports, too
+                    self._sources[subset] = source
         return self._sources[subset][index]  # type: ignore[no-any-return]
 
     def _open(self, subset: str) -> Any:
