@@ -24,8 +24,8 @@ import jax
 
 from sptad_jax import config as config_lib
 from sptad_jax import launch
-from sptad_jax.data.datasets import open_dataset
-from sptad_jax.data.pipeline import make_training_batches
+from sptad_jax.data.datasets import Dataset, open_dataset
+from sptad_jax.data.pipeline import TrainingBatches, make_training_batches
 from sptad_jax.errors import UserError, report_errors
 from sptad_jax.evaluation.analysis import analyse
 from sptad_jax.evaluation.average_precision import format_row
@@ -93,14 +93,9 @@ def main(argv: list[str] | None = None) -> int:
     # --- Restore ---
     meta = {"config": config_lib.to_dict(config), "classes": classes, "source": dataset.source}
     if not is_new:
-        state, data_state, old_meta = checkpoints.restore(state)
-        _refuse_other_classes(workdir, old_meta["classes"], classes)
-        if not args.evaluate_only and (remark := batches.set_state(data_state)):
-            say(remark)
-        say(f"resumed at step {int(state.step)} from {workdir / 'checkpoints'}")
+        state = _resume(checkpoints, state, workdir, classes, None if args.evaluate_only else batches)
     elif args.evaluate_only:
         raise UserError(f"--workdir {workdir}: no checkpoint to evaluate; train first, without --evaluate-only.")
-
     if distributed.is_main():  # not before it is known to fit the checkpoints
         write_json(workdir / "config.json", config_lib.to_dict(config))
 
@@ -139,12 +134,7 @@ def main(argv: list[str] | None = None) -> int:
         results = evaluate(state)
         writer.write(int(state.step), loop.summarise(results))
     if distributed.is_main():
-        truth, found = load_ground_truth(dataset.ground_truth_path), load_detections(workdir / "detections.json")
-        write_json(workdir / "analysis.json", analyse(truth, found, config.evaluation.tious, config.data.test_subset))
-        write_json(workdir / "run.json", _describe_run(state, time.time() - start))
-        report = write_report(workdir, dataset_frames(dataset))
-        print(format_row(results))
-        print(f"report: {report}")
+        _write_outcome(workdir, dataset, config, results, _describe_run(state, time.time() - start))
     return 0
 
 
@@ -187,12 +177,32 @@ def _load_backbones(variables: dict[str, Any], config: config_lib.Config) -> Non
         say(f"  {name}: {report}")
 
 
-def _refuse_other_classes(workdir: AnyPath, old: list[str], new: list[str]) -> None:
-    if old != new:
+def _resume(
+    checkpoints: Checkpoints, state: TrainState, workdir: AnyPath, classes: list[str], batches: TrainingBatches | None
+) -> TrainState:
+    """The newest checkpoint's state; where `batches` are given they go on from there too. Raises UserError."""
+    state, data_state, meta = checkpoints.restore(state)
+    if meta["classes"] != classes:
         raise UserError(
-            f"--workdir {workdir}: its checkpoint knows the classes {', '.join(old)}, the dataset has "
-            f"{', '.join(new)}; use another --workdir."
+            f"--workdir {workdir}: its checkpoint knows the classes {', '.join(meta['classes'])}, the dataset has "
+            f"{', '.join(classes)}; use another --workdir."
         )
+    if batches and (remark := batches.set_state(data_state)):
+        say(remark)
+    say(f"resumed at step {int(state.step)} from {workdir / 'checkpoints'}")
+    return state
+
+
+def _write_outcome(
+    workdir: AnyPath, dataset: Dataset, config: config_lib.Config, results: dict[str, Any], run: dict[str, object]
+) -> None:
+    """What a reader wants after the last evaluation: its analysis, the facts of the run and the report; prints mAP."""
+    truth, found = load_ground_truth(dataset.ground_truth_path), load_detections(workdir / "detections.json")
+    write_json(workdir / "analysis.json", analyse(truth, found, config.evaluation.tious, config.data.test_subset))
+    write_json(workdir / "run.json", run)
+    report = write_report(workdir, dataset_frames(dataset))
+    print(format_row(results))
+    print(f"report: {report}")
 
 
 def _describe_run(state, seconds: float) -> dict[str, object]:

@@ -35,7 +35,7 @@ def draw(rng, height, width, area, count, shake=0.0, zoom=0.0):
        st.sampled_from([(0.0, 0.0), (3.0, 0.0), (1.5, 0.05)]))
 def test_motion_is_framed(seed, size, share, camera):
     """A square that follows the shaking camera instead of the disc, mixes up rows and columns, leaves the picture, cuts
-    off what moves, or shows twice as much as it needs to."""
+    off what moves, leaves no room around it, or shows twice as much as it needs to."""
     rng = np.random.default_rng(seed)
     height, width = size
     side = round(share * LOOK_SIZE)
@@ -47,6 +47,7 @@ def test_motion_is_framed(seed, size, share, camera):
     assert 0 <= top <= height - shown and 0 <= left <= width - shown
     slack = 4 + camera[0] + LOOK_SIZE * camera[1]
     assert LEAST_SIDE * LOOK_SIZE - 0.5 <= shown <= max(MARGIN * (side + 2 * slack), LEAST_SIDE * LOOK_SIZE + 0.5)
+    assert shown >= 0.9 * side
     for start, length, inner in ((top, shown, area[0]), (left, shown, area[1])):
         assert start <= inner + slack and start + length >= inner + side - slack
 

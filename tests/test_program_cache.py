@@ -8,6 +8,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from sptad_jax import program_cache
 from sptad_jax.cli import main
+from sptad_jax.models.conv3d import has_onednn
 from sptad_jax.program_cache import keep_programs
 
 user_folder = program_cache.user_folder  # the one that conftest.py puts out of use
@@ -28,6 +29,12 @@ def test_programs_are_written(tmp_path):
     keep_programs(tmp_path, "float32")
     jax.jit(lambda x: x * 3 + 1)(1.0)
     assert list(tmp_path.iterdir())
+
+
+def test_looking_for_onednn_is_silent(tmp_path):
+    """A start that warns, since oneDNN is looked for by a program that JAX cannot keep."""
+    keep_programs(tmp_path, "float32")
+    assert isinstance(has_onednn.__wrapped__("float32"), bool)
 
 
 def test_users_own_folder_and_onednn_come_first(tmp_path, monkeypatch):

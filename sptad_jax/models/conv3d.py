@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from typing import Literal
 
 import flax.linen as nn
@@ -53,7 +54,9 @@ def has_onednn(dtype: str) -> bool:
         return False
     shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape in ((1, 4, 8, 8, 16), (3, 3, 3, 16, 16))]
     lowered = jax.jit(functools.partial(_plain_conv3d, strides=(1, 1, 1))).lower(*shapes)
-    program = lowered.compile(compiler_options={"xla_cpu_experimental_onednn_custom_call": True})
+    with warnings.catch_warnings():  # that JAX, where it keeps programs, cannot keep this one
+        warnings.simplefilter("ignore")
+        program = lowered.compile(compiler_options={"xla_cpu_experimental_onednn_custom_call": True})
     return "__onednn" in (program.as_text() or "")
 
 
