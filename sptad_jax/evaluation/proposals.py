@@ -45,10 +45,10 @@ def average_recall(
     gt_video = np.array([videos[name] for name in truth.videos])
     det_video = np.array([videos.get(name, -1) for name in found.videos], np.int64)
     counts = np.bincount(det_video[det_video >= 0], minlength=len(videos))
-    ratio = max_average * float(len(videos)) / max(counts.sum(), 1)
+    ratio = max_average * float(len(videos)) / max(int(counts.sum()), 1)
     kept = np.minimum((counts * ratio).astype(int), counts)
     # Written like this for the same rounding as the official script: 0.29 of 100 proposals are 28 there.
-    shares = np.arange(1, 101) / 100.0 * (max_average * float(len(videos)) / max(kept.sum(), 1))
+    shares = np.arange(1, 101) / 100.0 * (max_average * float(len(videos)) / max(int(kept.sum()), 1))
     budget = np.minimum((kept[:, None] * shares).astype(int), kept[:, None])  # [V, 100]
 
     order = np.lexsort((-found.scores, det_video))

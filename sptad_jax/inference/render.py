@@ -143,6 +143,7 @@ def _rate_and_aspect(source: str | os.PathLike[str]) -> tuple[Fraction, Fraction
     try:
         with av.open(os.path.abspath(source)) as container:
             stream = container.streams.video[0]
-            return stream.average_rate or Fraction(25), stream.sample_aspect_ratio or Fraction(1)
+            rate, aspect = stream.average_rate or Fraction(25), stream.sample_aspect_ratio or Fraction(1)
+            return Fraction(rate.numerator, rate.denominator), Fraction(aspect.numerator, aspect.denominator)
     except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
         raise UserError(f"{source}: cannot be decoded ({error}); the file is broken or no video.") from None
