@@ -13,7 +13,8 @@ class UserError(Exception):
 def report_errors(main: Callable[..., int | None]) -> Callable[..., int]:
     """Decorates a command's `main(argv=None)`: a UserError becomes one line on standard error and exit code 2.
 
-    So does an OSError that names a file, such as one in a folder that the user may not enter.
+    So does an OSError that names a file, such as one in a folder that the user may not enter, and a package that is not
+    installed.
 
     `--debug` among the arguments, or SPTAD_DEBUG=1 in the environment, shows the traceback instead. Ctrl-C gives 130.
     """
@@ -23,10 +24,12 @@ def report_errors(main: Callable[..., int | None]) -> Callable[..., int]:
         debug = "--debug" in (sys.argv if argv is None else argv) or os.environ.get("SPTAD_DEBUG") == "1"
         try:
             return main(argv) or 0
-        except (UserError, OSError) as error:
+        except (UserError, OSError, ModuleNotFoundError) as error:
             if debug or (isinstance(error, OSError) and error.filename is None):
                 raise
             sentence = str(error)
+            if isinstance(error, ModuleNotFoundError):
+                sentence = f"this needs the package '{error.name}'; install the extra [data]."
             if isinstance(error, OSError):
                 sentence = f"{error.filename}: {error.strerror}; check the path, its permissions and its disk's room."
             print(f"error: {sentence}", file=sys.stderr)

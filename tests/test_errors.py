@@ -13,6 +13,7 @@ def command(argv=None):
     what = (sys.argv if argv is None else argv)[-1]
     user = UserError("a.json: no such file; give another.")
     known = {"user": user, "bug": ValueError("x"), "ctrl-c": KeyboardInterrupt(), "pipe": BrokenPipeError(32, "pipe"),
+             "package": ModuleNotFoundError("No module named 'av'", name="av"),
              "locked": PermissionError(13, "Permission denied", "/there/a.json")}
     if what in known:
         raise known[what]
@@ -35,6 +36,12 @@ def test_exit_codes(argv, code, capsys):
     """None as an exit code, a command's own code lost, or a traceback for Ctrl-C."""
     assert command(argv) == code
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_missing_packages_are_named(capsys):
+    """A traceback of imports for who left out the extra that reads videos."""
+    assert command(["package"]) == 2
+    assert capsys.readouterr() == ("", "error: this needs the package 'av'; install the extra [data].\n")
 
 
 def test_system_errors_name_the_file(capsys):

@@ -3,6 +3,7 @@
 import os
 
 import jax
+import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -10,6 +11,7 @@ from sptad_jax import program_cache
 from sptad_jax.cli import main
 from sptad_jax.models.conv3d import has_onednn
 from sptad_jax.program_cache import keep_programs
+from tests.reference.detector_run import make_run
 
 user_folder = program_cache.user_folder  # the one that conftest.py puts out of use
 
@@ -62,8 +64,14 @@ def test_folder_of_the_user(tmp_path, monkeypatch):
         assert user_folder() is None
 
 
-def test_detect_keeps_its_programs(tmp_path, monkeypatch):
-    """A command that compiles the same network anew for every video that it is given."""
-    monkeypatch.setattr(program_cache, "user_folder", lambda: tmp_path)
-    assert main(["detect", str(tmp_path / "absent.mp4")]) == 2  # with the detector that ships with the package
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+def test_detect_keeps_its_network(tmp_path, monkeypatch):
+    """A command that compiles the same network at every start: no folder named, or named only after the network took
+    the form of oneDNN, which JAX cannot keep and warns of."""
+    pytest.importorskip("av")
+    from sptad_jax.data.video import write_video
+
+    run, programs, video = make_run(tmp_path), tmp_path / "programs", tmp_path / "a.mp4"
+    monkeypatch.setattr(program_cache, "user_folder", lambda: programs)
+    write_video(video, np.zeros((20, 24, 24, 3), np.uint8), 10)
+    assert main(["detect", str(video), "--checkpoint", str(run)]) == 0
+    assert list(programs.glob("jit_forward-*"))

@@ -63,11 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     _check_options(args)
     launch.join(args)
-    from sptad_jax import load, program_cache
+    from sptad_jax import program_cache
     from sptad_jax.data.video import read_frames_at
     from sptad_jax.evaluation.files import load_ground_truth
     from sptad_jax.inference import outputs
-    from sptad_jax.inference.detect import check_classes
+    from sptad_jax.inference.detect import check_classes, load_detector
     from sptad_jax.report.page import write_detection_report
     from sptad_jax.training import distributed
 
@@ -79,8 +79,7 @@ def run(args: argparse.Namespace) -> int:
     if args.render:
         outputs.check_folder(pathlib.Path(args.render), f"--render {args.render}")
     ground_truth = load_ground_truth(args.ground_truth) if args.ground_truth else None
-    detector = load(args.checkpoint)
-    program_cache.keep_programs(program_cache.user_folder(), detector.config.model.compute_dtype)
+    detector = load_detector(args.checkpoint, program_cache.user_folder())
     classes = _split(args.classes, detector.classes) if args.classes else None
     check_classes(classes, detector.classes)
 

@@ -1,7 +1,7 @@
 """From a video file to detections: the same decoding, flow, windows and post-processing as in evaluation.
 
-A video is read once and never held: frames, flow and windows pass by, and what grows with its length is what the
-network answers, some kilobytes a window.
+A video is never held: frames, flow and windows pass by, and what grows with its length is what the network answers,
+some kilobytes a window.
 """
 
 import dataclasses
@@ -20,9 +20,11 @@ from sptad_jax.data.pictures import Fit
 from sptad_jax.data.streams import iterate_streams, open_video
 from sptad_jax.data.video import FrameReader
 from sptad_jax.errors import UserError
+from sptad_jax.files import AnyPath
 from sptad_jax.inference.export import read_detector
 from sptad_jax.inference.predict import Forward, make_forward, windows_to_detections
 from sptad_jax.inference.sharing import run_batches
+from sptad_jax.program_cache import keep_programs
 from sptad_jax.training import sharding
 
 MAX_SIDE = 4096  # pixels; a checkpoint that asks for larger frames is damaged
@@ -76,16 +78,17 @@ class Detector:
         return select(detect_video(self, video)[0], threshold, classes, top_k)
 
 
-def load_detector(checkpoint: str | pathlib.Path) -> Detector:
+def load_detector(checkpoint: str | pathlib.Path, programs: AnyPath | None = None) -> Detector:
     """Loads the newest checkpoint of a training's work folder, or an exported .safetensors file.
 
-    It computes on all devices of this process. Raises UserError where there is none, or its parts do not belong
-    together.
+    It computes on all devices of this process. `programs`: folder in which its compiled network is kept for the next
+    process, see `keep_programs`. Raises UserError where there is no checkpoint, or its parts do not belong together.
     """
     where = f"--checkpoint {checkpoint}"
     variables, meta = read_detector(checkpoint)
     config, classes = config_lib.from_dict(meta["config"], where), tuple(meta["classes"])
     _check_source(meta["source"], config, where)
+    keep_programs(programs, config.model.compute_dtype)  # first, as it decides on the form of the network
     devices = sharding.local_mesh()
     forward = make_forward(config, len(classes), devices)
     variables = sharding.replicate(variables, devices)
