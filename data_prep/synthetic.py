@@ -2,13 +2,13 @@
 
     python -m data_prep.synthetic --output runs/synthetic --train-videos 96 --test-videos 24
 
-A textured actor (two in about half of the videos) idles, acts and idles again before a panning background, beside
+A textured actor (two in about a third of the videos) idles, acts and idles again before a panning background, beside
 distractors that move but never act, under camera shake, flicker and noise. Looks are drawn independently of classes,
 so nothing but motion tells what happens; see data_prep/synthetic_actions.py for the classes. Layout of the output:
 
     videos/synthetic_train_0000.mp4 ...   settings.json   annotations.json
 
-The pictures are the same for the same seed, subset and number; the encoder's bytes need not be. A second run with the
+Pictures are the same for the same seed, subset and number, on x86 processors the files too. A second run with the
 same options renders only what is missing. Mirrored, some classes become others: train on these
 videos with `data.flip_prob = 0`.
 """

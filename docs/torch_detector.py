@@ -5,9 +5,9 @@
         out = model({"rgb": rgb, "flow": flow}, num_frames)  # uint8 [B, F, H, W, 3] and [B, F, H, W, 2], int [B]
 
 Three of the outputs are those of sptad_jax/inference/predict.py `make_forward`, which `postprocess_video` of
-sptad_jax/inference/postprocess.py (NumPy alone) turns into detections. Layers and sizes come from the file; what they
-compute is here, for the paper's options (PAPER). Changed or trained further, a detector goes back to `sptad detect` by
-`safetensors.torch.save_file(model.state_dict(), path, metadata)`.
+sptad_jax/inference/postprocess.py (NumPy and etils alone) turns into detections. Layers and sizes come from the file;
+what they compute is here, for the paper's options (PAPER). Changed or trained further, a detector goes back to `sptad
+detect` by `safetensors.torch.save_file(model.state_dict(), path, metadata)`.
 """
 
 import json

@@ -75,11 +75,11 @@ class LossConfig:
     l1_weight: float = 5.0  # L1 on normalised (start, end)
     giou_weight: float = 2.0  # 1 - GIoU
     action_weight: float = 1.0  # clip-level binary cross-entropy, counted once
-    class_cost: float = 2.0
-    l1_cost: float = 5.0
-    giou_cost: float = 2.0
-    focal_alpha: float = 0.25
-    focal_gamma: float = 2.0
+    class_cost: float = 2.0  # of the matching, as class_weight in the loss
+    l1_cost: float = 5.0  # likewise
+    giou_cost: float = 2.0  # likewise
+    focal_alpha: float = 0.25  # weight of positives in the focal loss; of negatives 1 - focal_alpha
+    focal_gamma: float = 2.0  # exponent that plays down what is easy
     l1_coordinates: Literal["start_end", "centre_width"] = "start_end"  # eq. 3 uses start_end
     iou: Literal["giou", "tiou"] = "giou"  # in loss and cost
     action_reduction: Literal["mean", "sum"] = "mean"  # over classes; always the mean over the batch
@@ -121,15 +121,15 @@ class DataConfig:
 class TrainConfig:
     """4.1: optimisation, schedule and bookkeeping."""
 
-    seed: int = 0
+    seed: int = 0  # of initial parameters, the order of windows and all that is drawn
     epochs: float = 16  # passes over the training windows
     batch_size: int = 16  # windows per step over all devices
     accumulate: int = 1  # micro-batches whose gradients are averaged into one step
     shard_state: bool = False  # split parameters, averages and moments over the devices; less memory, more traffic
-    learning_rate: float = 1e-4
+    learning_rate: float = 1e-4  # of the head, after the warm-up
     schedule: Literal["step", "cosine"] = "step"  # step: times lr_drop_factor after each of lr_drop_epochs
-    lr_drop_epochs: tuple[float, ...] = (12,)
-    lr_drop_factor: float = 0.1
+    lr_drop_epochs: tuple[float, ...] = (12,)  # of the step schedule
+    lr_drop_factor: float = 0.1  # likewise
     warmup_steps: int = 0  # linear, from 1 % of the learning rate
     weight_decay: float = 1e-4  # AdamW, on every trainable tensor unless decay_mask says otherwise
     decay_mask: Literal["all", "kernels"] = "all"  # kernels: no decay on biases, norms and proposals
@@ -152,10 +152,10 @@ class InferenceConfig:
     batch_size: int = 8  # windows per forward pass, rounded up to a multiple of the devices
     combine: Literal["product", "sqrt", "none"] = "product"  # class probability with clip probability (Table 7)
     min_score: float = 0.001  # proposals below are dropped before NMS
-    nms: Literal["soft", "hard", "none"] = "soft"
+    nms: Literal["soft", "hard", "none"] = "soft"  # across the windows of a video
     nms_sigma: float = 0.5  # Gaussian soft-NMS: score * exp(-tIoU^2 / sigma)
     nms_tiou: float = 0.5  # hard NMS threshold
-    nms_per_class: bool = True
+    nms_per_class: bool = True  # else detections of all classes compete
     nms_min_score: float = 0.001  # soft-NMS stops below
     max_per_class: int = 5000  # detections of one class in a video; 0: no limit
     max_per_video: int = 0  # 0: no limit
@@ -177,8 +177,8 @@ class SyntheticConfig:
     """The videos that data_prep.demo renders, and how it prepares them; training itself reads none of this."""
 
     seed: int = 0  # of everything that is drawn
-    train_videos: int = 96
-    test_videos: int = 24
+    train_videos: int = 96  # to train on
+    test_videos: int = 24  # held out
     video_size: int = 64  # pixels of either side of the rendered files, on which flow is computed
     frame_size: int = 36  # pixels of either side of the stored frames
     flow_bound: float = 2.5  # pixels of flow that map to the ends of a byte

@@ -1,4 +1,4 @@
-"""The look shared by both pages: palette, style sheet, escaping and the small pieces of HTML."""
+"""The look shared by all pages: palette, style sheet, escaping and the small pieces of HTML."""
 
 import base64
 import hashlib

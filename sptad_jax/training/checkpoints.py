@@ -1,4 +1,4 @@
-"""Checkpoints by Orbax: this is the only file that knows it.
+"""Checkpoints by Orbax: this is the only file that writes by it.
 
 A checkpoint of step k holds four items: `model` (params, batch_stats, ema_params), `optimizer` (its state), `data`
 (the state of the batch iterator) and `meta` (config, class names, how the frames were made). Together they repeat
