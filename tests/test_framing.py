@@ -1,5 +1,6 @@
 """The square of motion: found under a moving camera, shown by the reader, kept out of the way where nothing moves."""
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -97,3 +98,22 @@ def test_reader_without_motion(tmp_path):
     write_video(tmp_path / "a.mp4", [picture] * 6, 10)
     moving, central = (list(FrameReader(tmp_path / "a.mp4", 10, 32, fit=fit)) for fit in ("motion", "crop"))
     np.testing.assert_array_equal(moving, central)
+
+
+def test_shape_that_changes(tmp_path):
+    """Recordings of two shapes in one file (a telephone that was turned), at which the search ends with an error of
+    NumPy, or the square lies beyond the later pictures."""
+    rng = np.random.default_rng(4)
+    path = tmp_path / "a.mpg"
+    with open(path, "wb") as file:
+        for height, width in ((48, 96), (64, 48)):
+            pictures = draw(rng, height, width, (12, width - 34, 30), 12)
+            part = tmp_path / "part.h264"
+            with av.open(str(part), "w", format="h264") as container:
+                stream = container.add_stream("libx264", rate=25, width=width, height=height, pix_fmt="yuv420p")
+                for picture in pictures:
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="gray")))
+                container.mux(stream.encode(None))
+            file.write(part.read_bytes())
+    frames = list(FrameReader(path, 25, 20, fit="motion"))
+    assert len(frames) > 20 and {frame.shape for frame in frames} == {(20, 20, 3)}

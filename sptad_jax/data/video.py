@@ -90,10 +90,11 @@ class FrameReader:
     def _look(self) -> Iterator[np.ndarray]:
         """Small grey pictures of the whole video for `find_motion`."""
         reader = FrameReader(self.path, LOOK_FPS, LOOK_SIZE, threads=self.threads)
+        size: tuple[int, int] | None = None
         for (frame, aspect), _ in reader._choose():
             with _explain(self.path):
-                height, width = scaled(frame, aspect, LOOK_SIZE)
-                yield cv2.cvtColor(to_rgb(frame, self._reformatter, height, width), cv2.COLOR_RGB2GRAY)
+                size = size or scaled(frame, aspect, LOOK_SIZE)  # of all, also where the picture's shape changes
+                yield cv2.cvtColor(to_rgb(frame, self._reformatter, *size), cv2.COLOR_RGB2GRAY)
 
     def _choose(self) -> Iterator[tuple[tuple[av.VideoFrame, float], int]]:
         """The source frames that are taken, each with the shape of its pixels, and how many times each is."""
