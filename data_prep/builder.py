@@ -12,12 +12,10 @@ import functools
 import hashlib
 import json
 import multiprocessing
-import os
 import pathlib
 import re
 import shutil
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -31,6 +29,7 @@ from sptad_jax.data.annotations import Video, clip_to_duration, find_classes, to
 from sptad_jax.data.datasets import FORMAT_VERSION, GROUND_TRUTH_FILE, INFO_FILE, RECORDS_DIR
 from sptad_jax.errors import UserError
 from sptad_jax.files import write_json
+from sptad_jax.launch import end_with_parent
 
 CACHE_DIR = "_decoded"
 
@@ -209,7 +208,7 @@ def _run(jobs: dict[str, tuple[Any, ...]], processes: int) -> Iterator[tuple[str
         return
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(
-        min(processes, len(jobs)), mp_context=context, initializer=_end_with_parent
+        min(processes, len(jobs)), mp_context=context, initializer=end_with_parent
     ) as pool:
         names = {pool.submit(decode_to_cache, *job): name for name, job in jobs.items()}
         try:
@@ -220,16 +219,6 @@ def _run(jobs: dict[str, tuple[Any, ...]], processes: int) -> Iterator[tuple[str
                             "again with fewer --processes, finished videos are kept.") from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """Has a worker end when the command is killed, instead of decoding on and waiting for more."""
-
-    def watch() -> None:
-        multiprocessing.parent_process().join()  # type: ignore[union-attr]
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _write_all_records(

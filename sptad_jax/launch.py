@@ -4,8 +4,10 @@ Nothing here loads JAX before it is needed, so that the help of a command comes 
 """
 
 import argparse
+import multiprocessing
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 
@@ -49,3 +51,13 @@ def leave(main: Callable[[], int]) -> None:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def end_with_parent() -> None:
+    """Has this worker process end with the one that started it, even where that one is killed and tells it nothing."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()  # type: ignore[union-attr]
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

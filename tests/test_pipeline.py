@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -217,6 +219,31 @@ def test_dead_worker_is_one_sentence(dataset):
         take(batches, 100)  # those that were read ahead still come
     batches.close()
     assert len(first["rgb"]) == 6
+
+
+READ_FOR_EVER = """
+import multiprocessing, sys, time
+from sptad_jax.data.datasets import open_dataset
+from sptad_jax.data.pipeline import make_training_batches
+from tests.test_pipeline import DATA, TRAIN, dataclasses
+
+batches = make_training_batches(open_dataset(sys.argv[1]), dataclasses.replace(DATA, workers=1), TRAIN, ("rgb",))
+next(batches)
+print(multiprocessing.active_children()[0].pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_workers_end_with_a_killed_training(dataset):
+    """Processes that outlive a training which is killed, with its memory, deaf to signals and more with each start."""
+    process = subprocess.Popen([sys.executable, "-c", READ_FOR_EVER, dataset.path], stdout=subprocess.PIPE, text=True)
+    worker = int(process.stdout.readline())
+    process.kill()
+    try:
+        process.communicate(timeout=60)  # the worker holds the same standard output
+    except subprocess.TimeoutExpired:
+        os.kill(worker, signal.SIGKILL)
+        raise
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -13,6 +13,7 @@ from sptad_jax.data import datasets, windows
 from sptad_jax.data.datasets import Dataset
 from sptad_jax.data.windows import VideoTargets, WindowIndex
 from sptad_jax.errors import UserError
+from sptad_jax.launch import end_with_parent
 
 Batch = dict[str, np.ndarray]
 PLACE = ("num_frames", "video_index", "start_frame")
@@ -261,10 +262,12 @@ def _split_batch(batch_size: int, process_count: int, field: str) -> int:
     return batch_size // process_count
 
 
-def _leave_signals(worker: int, count: int) -> None:
-    """Ctrl-C and preemption reach every process of a group; when to end, the one that trains tells its workers."""
+def _prepare_worker(worker: int, count: int) -> None:
+    """Ctrl-C and preemption reach every process of a group; when to end, the one that trains tells its workers, or they
+    see that it was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    end_with_parent()
 
 
 def _read_ahead(batches: grain.MapDataset, config: DataConfig) -> grain.IterDataset:
@@ -276,5 +279,5 @@ def _read_ahead(batches: grain.MapDataset, config: DataConfig) -> grain.IterData
 
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's workers look at absl's flags and refuse unparsed ones
-        reader = reader.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers), _leave_signals)
+        reader = reader.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers), _prepare_worker)
     return reader
