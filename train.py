@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     )
 
     # --- Model and optimiser ---
-    checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints)
+    checkpoints = Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints, read_only=args.evaluate_only)
     is_new = checkpoints.latest_step() is None
     variables = init_variables(config, len(classes))
     if is_new:  # a run that goes on needs them no more, and they may be gone
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
         state = _resume(checkpoints, state, workdir, classes, None if args.evaluate_only else batches)
     elif args.evaluate_only:
         raise UserError(f"--workdir {workdir}: no checkpoint to evaluate; train first, without --evaluate-only.")
-    if distributed.is_main():  # not before it is known to fit the checkpoints
+    if distributed.is_main() and not args.evaluate_only:  # not before it is known to fit the checkpoints
         write_json(workdir / "config.json", config_lib.to_dict(config))
 
     # --- Loop ---
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     with (
         contextlib.closing(batches),
         checkpoints,
-        contextlib.closing(MetricWriter(workdir, int(state.step) + 1)) as writer,
+        contextlib.closing(MetricWriter(workdir, None if args.evaluate_only else int(state.step) + 1)) as writer,
         distributed.explain_lost_process(
             "start all of them again with the same command, they go on from the newest checkpoint"
         ),

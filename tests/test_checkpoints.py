@@ -132,7 +132,7 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
 def test_damaged_newest_gives_way_to_the_one_before(tmp_path, capsys, damage):
     """A run that never starts again for one bad file, or that goes on from elsewhere without a word; a damaged step
-    that blocks the saving of the good one, or that is tried again at each start."""
+    that blocks the saving of the good one, or the next start when that is damaged too, or is tried at each start."""
     save(tmp_path, make_state(5), make_state(8))
     damage(tmp_path / "checkpoints" / "8")
     state, data_state, meta = restore(tmp_path, make_state())
@@ -143,6 +143,9 @@ def test_damaged_newest_gives_way_to_the_one_before(tmp_path, capsys, damage):
     save(tmp_path, make_state(8))
     assert_equal(make_state(8), restore(tmp_path, make_state())[0])
     assert capsys.readouterr().out == ""
+    damage(tmp_path / "checkpoints" / "8")  # once more, beside what was set aside before
+    assert_equal(make_state(5), restore(tmp_path, make_state())[0])
+    assert "it is now 8.damaged1; going on from step 5" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("orbax_leftovers")

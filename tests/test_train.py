@@ -196,6 +196,24 @@ def test_second_start_only_evaluates(finished, config, capsys):
     assert "resumed at step" in capsys.readouterr().out
 
 
+def test_evaluation_alone_disturbs_no_training(finished, config, tmp_path, capsys):
+    """Evaluated while it trains, a run that loses the metrics after its newest checkpoint, the checkpoint it is just
+    writing, a damaged one's name, or its own options."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    with open(workdir / "metrics.jsonl", "a") as file:
+        file.write('{"step": 99, "loss": 1.0}\n')
+    (workdir / "checkpoints" / "99.orbax-checkpoint-tmp").mkdir()
+    (workdir / "checkpoints" / "7").mkdir()
+    kept = [workdir / "config.json", *(path for path in (workdir / "checkpoints").rglob("*") if path.is_file())]
+    before = {path: path.read_bytes() for path in kept}
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    assert start(config, workdir, "--evaluate-only", "--set", "inference.nms=hard") == 0
+    assert {path: path.read_bytes() for path in kept} == before
+    assert (workdir / "metrics.jsonl").read_text().splitlines()[:len(lines)] == lines
+    assert (workdir / "checkpoints" / "99.orbax-checkpoint-tmp").is_dir() and (workdir / "checkpoints" / "7").is_dir()
+
+
 def test_going_on_needs_no_pretrained_weights(finished, config, tmp_path, capsys):
     """A preempted run that is refused on a node without the weights it began from: its checkpoint holds them all."""
     workdir = tmp_path / "run"

@@ -6,6 +6,7 @@ the rest of a run bit for bit. `model` and `meta` alone are enough to detect.
 """
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -33,12 +34,17 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     Args:
       directory: folder of the checkpoints, made when missing.
       keep: how many of the newest stay; beside them the one with the highest mAP, of those saved with one.
+      read_only: nothing in the folder is touched, since a training may be writing there; `save` is not for it.
 
     Raises UserError where the folder cannot be made or written.
     """
 
-    def __init__(self, directory: AnyPath, keep: int):
-        self.directory = _absolute(directory)
+    def __init__(self, directory: AnyPath, keep: int, *, read_only: bool = False):
+        self.directory, self._read_only = _absolute(directory), read_only
+        if read_only:
+            self.directory.mkdir(exist_ok=True)  # Orbax asks for it
+            self._manager = _open_to_read(self.directory)
+            return
         unfinished = sorted(path.name.split(".")[0] for path in self.directory.glob(f"*{UNFINISHED}*"))
         if unfinished:
             say(f"{self.directory}: the checkpoint of step {', '.join(unfinished)} was not written to its end and is "
@@ -79,7 +85,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     def restore(self, state: TrainState) -> tuple[TrainState, Any, dict[str, Any]]:
         """Newest checkpoint that is whole, in the shape and sharding of `state` -> (state, data_state, meta).
 
-        A damaged one that is newer is renamed, so that its step can be saved again, and named on the terminal.
+        A damaged one that is newer is named on the terminal, and renamed, so that its step can be saved again, unless
+        the folder is for reading only.
         Raises UserError with the list of paths when the checkpoint is of another architecture, or where none fits.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
@@ -121,11 +128,16 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
 
     def _set_aside(self, damaged: list[int], good: int) -> None:
         for step in damaged:
-            say(f"{self.directory}: the checkpoint of step {step} is damaged, it is now {step}{SET_ASIDE}; going on "
-                f"from step {good}.")
+            if self._read_only:
+                say(f"{self.directory}: the checkpoint of step {step} is damaged; taking that of step {good}.")
+                continue
+            names = (f"{step}{SET_ASIDE}{number or ''}" for number in itertools.count())
+            name = next(name for name in names if not (self.directory / name).exists())
+            say(f"{self.directory}: the checkpoint of step {step} is damaged, it is now {name}; going on from step "
+                f"{good}.")
             if is_main():
-                (self.directory / str(step)).rename(self.directory / f"{step}{SET_ASIDE}")
-        if damaged:
+                (self.directory / str(step)).rename(self.directory / name)
+        if damaged and not self._read_only:
             multihost_utils.sync_global_devices("checkpoints set aside")
             self._manager.reload()
 

@@ -19,12 +19,18 @@ class MetricWriter:
     Args:
       workdir: folder of the run; receives metrics.jsonl and tensorboard/. In a bucket nothing can be appended to: there
         metrics.jsonl is written again with each line, and there are no TensorBoard events.
-      first_step: step at which this process begins; later lines of an earlier process are removed.
+      first_step: step at which this process begins; later lines of an earlier process are removed. None: of another
+        process, which may be running, nothing is removed.
     """
 
-    def __init__(self, workdir: AnyPath, first_step: int):
+    def __init__(self, workdir: AnyPath, first_step: int | None):
         self._path, self._main = workdir / "metrics.jsonl", is_main()
-        self._lines = _keep_lines_before(self._path, first_step) if self._main and self._path.exists() else []
+        self._lines: list[str] = []
+        if self._main and self._path.exists():
+            self._lines = self._path.read_text().splitlines()
+            if first_step is not None:
+                self._lines = _lines_before(self._lines, first_step)
+                write_text(self._path, "".join(line + "\n" for line in self._lines))
         self._kept = frozenset(self._lines)  # of earlier processes; the lines get those of this one, in a bucket
         self._file: Any = None
         self._board: Any = None
@@ -59,15 +65,14 @@ class MetricWriter:
             self._board.close()
 
 
-def _keep_lines_before(path: AnyPath, first_step: int) -> list[str]:
+def _lines_before(lines: list[str], first_step: int) -> list[str]:
     kept = []
-    for line in path.read_text().splitlines():
+    for line in lines:
         try:
             if json.loads(line)["step"] < first_step:
                 kept.append(line)
         except (json.JSONDecodeError, KeyError, TypeError):
             continue  # a line cut short by a killed process
-    write_text(path, "".join(line + "\n" for line in kept))
     return kept
 
 
