@@ -57,6 +57,9 @@ def _combinations(config: "Config") -> list[tuple[bool, str]]:
          "every target needs a proposal of its own (paper 3.1.3)"),
         (len(set(data.classes)) == len(data.classes), "data.classes names a class twice"),
         (data.num_frames % 16 == 0, "data.num_frames must be a multiple of 16, the stride of the coarsest level"),
+        (data.stride_test <= data.num_frames,
+         f"data.stride_test ({data.stride_test}) must be at most data.num_frames ({data.num_frames}): no window would "
+         "see the frames between"),
         (train.batch_size % train.accumulate == 0, "train.batch_size must be a multiple of train.accumulate"),
         (not (inference.mirror and inference.share_backbone),
          "inference.mirror and inference.share_backbone do not go together; choose one"),

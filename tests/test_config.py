@@ -92,6 +92,7 @@ def test_defaults_are_valid_and_the_papers():
     (["model.eta=0"], "model.eta"),
     (["model.num_proposals=10", "data.max_targets=11"], "model.num_proposals (10)"),
     (["data.num_frames=250"], "data.num_frames"),
+    (["data.num_frames=64"], "data.stride_test (128) must be at most data.num_frames (64)"),
     (["data.crop_size=8"], "data.crop_size"),
     (["data.flip_prob=1.5"], "data.flip_prob"),
     (["inference.mirror=true", "inference.share_backbone=true"], "do not go together"),

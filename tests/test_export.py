@@ -37,7 +37,7 @@ SHORT = dataclasses.replace(PAPER, end_points=("Conv3d_2b_1x1", "MaxPool3d_4a_3x
 
 def make(model: ModelConfig, **data) -> tuple[Config, dict, dict]:
     """A config, random variables of its detector, and the meta of a checkpoint."""
-    config = Config(model=model, data=DataConfig(num_frames=16, crop_size=32, **data))
+    config = Config(model=model, data=DataConfig(num_frames=16, crop_size=32, stride_test=8, **data))
     inputs = {name: np.zeros((1, 16, 32, 32, 3 if name == "rgb" else 2), np.float32) for name in model.streams}
     variables = dict(draw_variables(sptad.SPTAD(model, len(CLASSES)), inputs, None, train=False))
     return config, variables, {"config": config_lib.to_dict(config), "classes": CLASSES, "source": SOURCE, "step": 7}

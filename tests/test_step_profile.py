@@ -10,9 +10,9 @@ from benchmarks import step_profile
 from sptad_jax.config import load_config
 from sptad_jax.training import step
 
-TINY = ["data.num_frames=16", "data.crop_size=32", "train.batch_size=1", "model.width_multiplier=0.0625",
-        "model.hidden_dim=16", "model.num_heads=2", "model.dynamic_dim=4", "model.ffn_dim=16", "model.num_stages=1",
-        'model.streams=["rgb"]', "model.conv_mode=direct"]
+TINY = ["data.num_frames=16", "data.stride_test=16", "data.crop_size=32", "train.batch_size=1",
+        "model.width_multiplier=0.0625", "model.hidden_dim=16", "model.num_heads=2", "model.dynamic_dim=4",
+        "model.ffn_dim=16", "model.num_stages=1", 'model.streams=["rgb"]', "model.conv_mode=direct"]
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 

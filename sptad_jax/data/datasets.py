@@ -59,6 +59,8 @@ class Dataset:
     def __post_init__(self) -> None:
         self._sources: dict[str, Any] = {}
         self._cache: dict[tuple[str, int], dict[str, np.ndarray]] = {}
+        frame_bytes = self.frame_size**2 * sum(CHANNELS[name] for name in self.streams)
+        self._num_bytes = sum(video.num_frames for video in self.videos) * frame_bytes
 
     def __getstate__(self) -> dict[str, Any]:
         # open files do not travel, and each of several processes would hold the whole dataset
@@ -121,7 +123,7 @@ class Dataset:
             except RuntimeError as error:  # of array_record: a file that is not there, is cut, or fails its checksum
                 raise UserError(f"{self.path / RECORDS_DIR}: record {index} of the subset '{subset}' cannot be read "
                                 f"({error}); `python -m data_prep.check {self.path}` lists what is damaged.") from None
-            if self._fits_in_memory():
+            if self._num_bytes <= self.cache_bytes:
                 self._cache[subset, index] = record
         return record
 
@@ -142,10 +144,6 @@ class Dataset:
         except (OSError, ValueError, AssertionError, KeyError) as error:
             raise UserError(f"{self.path / RECORDS_DIR}: the records cannot be opened ({error}); prepare the "
                             "dataset again.") from None
-
-    def _fits_in_memory(self) -> bool:
-        frame_bytes = self.frame_size**2 * sum(CHANNELS[name] for name in self.streams)
-        return sum(video.num_frames for video in self.videos) * frame_bytes <= self.cache_bytes
 
 
 def open_dataset(path: str | os.PathLike[str], config: DataConfig | None = None) -> Dataset:

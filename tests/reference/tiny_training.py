@@ -21,7 +21,7 @@ CONFIG = Config(
     model=ModelConfig(
         streams=("rgb",), end_points=("Conv3d_2b_1x1",), width_multiplier=0.0625, pyramid="single", hidden_dim=16,
         num_proposals=3, proposal_init="grid", soi_bins=2, num_heads=2, dynamic_dim=4, ffn_dim=16, num_stages=1),
-    data=DataConfig(num_frames=16, crop_size=16, max_targets=2, flip_prob=0.0),
+    data=DataConfig(num_frames=16, crop_size=16, stride_test=16, max_targets=2, flip_prob=0.0),
     train=TrainConfig(batch_size=4, learning_rate=1e-2, ema_decay=0.75, epochs=4, log_every=2, checkpoint_every=3),
     inference=InferenceConfig(batch_size=2),
 )  # fmt: skip
