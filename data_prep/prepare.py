@@ -4,6 +4,7 @@ import hashlib
 import os
 import pathlib
 import sys
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,8 +53,14 @@ def find_videos(folder: pathlib.Path, videos: Sequence[Video]) -> dict[str, path
     for path in files:  # later ones overwrite
         relative = path.relative_to(folder)
         for name in (path.name, path.stem, relative.as_posix(), relative.with_suffix("").as_posix()):
-            known[name] = path
-    return {video.name: known.get(video.name, known.get(f"v_{video.name}")) for video in videos}
+            known[_composed(name)] = path
+    names = {video.name: _composed(video.name) for video in videos}
+    return {name: known.get(composed, known.get(f"v_{composed}")) for name, composed in names.items()}
+
+
+def _composed(name: str) -> str:
+    """An accent and its letter in one: macOS writes them apart in file names, most others do not."""
+    return unicodedata.normalize("NFC", name)
 
 
 def print_outcome(output: str | os.PathLike[str], notes: Sequence[str]) -> None:

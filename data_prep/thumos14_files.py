@@ -7,11 +7,11 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from data_prep.counts import Length
+from sptad_jax.data.annotations import AMBIGUOUS
 from sptad_jax.errors import UserError
 
 SUBSETS = {"validation": "val", "test": "test"}  # and the word for each in file names
 FPS = 10.0  # AFSD's sampled frames a second, of which sample_count is the number
-AMBIGUOUS = "Ambiguous"
 CLASSES = (
     "BaseballPitch", "BasketballDunk", "Billiards", "CleanAndJerk", "CliffDiving", "CricketBowling", "CricketShot",
     "Diving", "FrisbeeCatch", "GolfSwing", "HammerThrow", "HighJump", "JavelinThrow", "LongJump", "PoleVault",

@@ -141,6 +141,10 @@ def test_ambiguous_goes_both_ways(tmp_path):
     path.write_text(json.dumps(database))
     assert load_annotations(path) == (videos, [])
     assert find_classes(videos) == ("x",)
+    entry = database["database"]["v"]
+    entry["annotations"].append({"label": "Ambiguous", "segment": entry["ambiguous"].pop()})  # as some files have it
+    path.write_text(json.dumps(database))
+    assert load_annotations(path, classes=["x"]) == (videos, [])
 
 
 @pytest.mark.parametrize("rows", [5, "1, 2", [[1]], [[2, 1]], [[1, 2, 3]], [["x", 2]], [None], [[-1, 2]], {"a": 1},

@@ -262,13 +262,15 @@ def test_find_videos_on_another_disk(tmp_path):
 
 
 def test_find_videos(tmp_path):
-    """Prefix, sub-folders, endings in capitals, and a missing one."""
-    for name in ("v_abc.MP4", "deep/er/xyz.webm", "both.avi", "both.mp4", "notes.txt", "dotted.name.mkv"):
+    """Prefix, sub-folders, endings in capitals, an accent beside its letter (macOS), and a missing one."""
+    for name in ("Ka\u0308se.mp4", "v_abc.MP4", "deep/er/xyz.webm", "both.avi", "both.mp4", "notes.txt",
+                 "dotted.name.mkv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    names = ["abc", "xyz", "deep/er/xyz", "both", "notes", "dotted.name"]
+    names = ["K\u00e4se", "abc", "xyz", "deep/er/xyz", "both", "notes", "dotted.name"]
     found = find_videos(tmp_path, [Video(name, "s", 0.0, []) for name in names])
     assert {name: path and path.name for name, path in found.items()} == {
+        "K\u00e4se": "Ka\u0308se.mp4",
         "abc": "v_abc.MP4", "xyz": "xyz.webm", "deep/er/xyz": "xyz.webm", "both": "both.mp4", "notes": None,
         "dotted.name": "dotted.name.mkv"}
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from sptad_jax.errors import UserError
 
+AMBIGUOUS = "Ambiguous"  # label of what is neither an action nor none
 DURATION_TOLERANCE_SEC = 0.05  # stated durations are rounded; an end this far beyond is clipped without a word
 
 
@@ -28,8 +29,8 @@ class Annotation:
 class Video:
     """A video and its action instances; `duration_sec` is 0 where the file states none.
 
-    `ambiguous` are stretches (start, end) in seconds that are neither an action nor none: THUMOS14's class Ambiguous.
-    They are never targets.
+    `ambiguous` are stretches (start, end) in seconds that are neither an action nor none, as THUMOS14's class Ambiguous
+    and, in any file, rows of that label. They are never targets.
     """
 
     name: str
@@ -162,6 +163,7 @@ def _read_video(
         exceptions.append(f"{where}: 'annotations' is not a list and is ignored; write [] where there are none.")
         rows = []
     annotations: list[Annotation] = []
+    ambiguous = _read_ambiguous(where, entry.get("ambiguous", []), exceptions)
     for i, row in enumerate(rows):
         annotation = _read_row(f"{where}, annotation {i}", row, classes, exceptions)
         if annotation is None:
@@ -169,14 +171,16 @@ def _read_video(
         if annotation in annotations:
             exceptions.append(f"{where}, annotation {i} repeats an earlier one and is left out; delete it.")
             continue
+        if annotation.label == AMBIGUOUS:
+            ambiguous.append(annotation.segment_sec)
+            continue
         annotations.append(annotation)
     if duration_sec:
         annotations = clip_to_duration(annotations, duration_sec, where, exceptions)
-    ambiguous = _read_ambiguous(where, entry.get("ambiguous", []), exceptions)
-    return Video(name, subset, duration_sec, annotations, ambiguous)
+    return Video(name, subset, duration_sec, annotations, tuple(ambiguous))
 
 
-def _read_ambiguous(where: str, rows: Any, exceptions: list[str]) -> tuple[tuple[float, float], ...]:
+def _read_ambiguous(where: str, rows: Any, exceptions: list[str]) -> list[tuple[float, float]]:
     """The pairs of "ambiguous" that can be used, with a sentence added for each of the others."""
     kept = []
     for i, row in enumerate(rows if isinstance(rows, list) else [rows]):
@@ -186,7 +190,7 @@ def _read_ambiguous(where: str, rows: Any, exceptions: list[str]) -> tuple[tuple
         else:
             exceptions.append(f"{where}: entry {i} of 'ambiguous' is {row!r}, not a pair [start, end] in seconds, and "
                               "is left out; correct it.")
-    return tuple(kept)
+    return kept
 
 
 def _read_row(where: str, row: Any, classes: frozenset[str], exceptions: list[str]) -> Annotation | None:
@@ -208,7 +212,7 @@ def _read_row(where: str, row: Any, classes: frozenset[str], exceptions: list[st
             problem = f"has a segment [{start:g}, {end:g}] that starts before 0; correct the start"
         elif end <= start:
             problem = f"has a segment [{start:g}, {end:g}] that ends before it starts or when it starts; correct it"
-        elif classes and label not in classes:
+        elif classes and label not in {*classes, AMBIGUOUS}:
             problem = f"has the label '{label}', which is not among the {len(classes)} expected classes; correct " \
                       "the label or the list of classes"
     if problem:

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from sptad_jax.data.annotations import AMBIGUOUS
 from sptad_jax.errors import UserError
 from sptad_jax.files import read_bytes
-
-AMBIGUOUS = "Ambiguous"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pathlib
 import signal
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -284,7 +285,7 @@ def _list_videos(given: Sequence[str]) -> list[_Video]:
     videos: dict[str, _Video] = {}
     file_names: set[str] = set()
     for path in dict.fromkeys(paths):
-        stem = printable(pathlib.Path(path).stem)
+        stem = unicodedata.normalize("NFC", printable(pathlib.Path(path).stem))  # as annotations are mostly written
         name = _unused(stem if stem not in videos else printable(path), videos)
         file_name = _unused(outputs.file_name(name), file_names)
         file_names.add(file_name)
