@@ -8,6 +8,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from sptad_jax.config import ModelConfig
@@ -29,7 +30,8 @@ def fit_to_device(config: ModelConfig) -> tuple[ModelConfig, dict[str, bool | st
 
     On a CPU, XLA orders operations so that all start that could run side by side, from which two cores gain nothing:
     the order that needs least memory takes 0.6 to 0.75 of the buffers in jax 0.10. In float32, convolutions that are
-    left to XLA are kept from YNNPACK, which needs up to seven times as long for few channels (benchmarks/RESULTS.md).
+    left to XLA are kept from YNNPACK, which needs up to seven times as long for few channels; but not what oneDNN
+    leaves, gradients by the kernel, where there is AVX-512, with which it is the faster (benchmarks/RESULTS.md).
 
     JAX cannot keep programs that call oneDNN on disk. Where it is to keep them (jax_compilation_cache_dir), float32
     does without oneDNN; bfloat16, which would be ten times slower, does not.
@@ -42,7 +44,8 @@ def fit_to_device(config: ModelConfig) -> tuple[ModelConfig, dict[str, bool | st
     options: dict[str, bool | str] = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
     if mode == "onednn" or config.compute_dtype == "bfloat16":
         options["xla_cpu_experimental_onednn_custom_call"] = True
-    if mode != "direct" and config.compute_dtype == "float32":
+    slow_ynnpack = mode == "decomposed" or (mode == "onednn" and not has_avx512())
+    if slow_ynnpack and config.compute_dtype == "float32":
         options["xla_cpu_experimental_ynn_fusion_type"] = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
     return dataclasses.replace(config, conv_mode=mode), options if jax.default_backend() == "cpu" else None
 
@@ -58,6 +61,13 @@ def has_onednn(dtype: str) -> bool:
         warnings.simplefilter("ignore")
         program = lowered.compile(compiler_options={"xla_cpu_experimental_onednn_custom_call": True})
     return "__onednn" in (program.as_text() or "")
+
+
+@functools.cache
+def has_avx512() -> bool:
+    """Whether this machine's CPU has it, as NumPy found out."""
+    simd = np.show_config(mode="dicts")["SIMD Extensions"]
+    return any(name.startswith(("AVX512", "X86_V4")) for name in [*simd.get("baseline", []), *simd.get("found", [])])
 
 
 def same_padding(size: int, window: int, stride: int) -> tuple[int, int]:
