@@ -28,6 +28,16 @@ def test_one_object_a_line(tmp_path):
     assert read(tmp_path) == [{"step": 10, "loss": 1 / 3}, {"step": 20, "loss": 2.0}]
 
 
+def test_beside_another_process(tmp_path):
+    """Lines of a training that goes on, cut away by its evaluation, or half a line that swallows the next."""
+    write(tmp_path, 1, (10, 1.0), (20, 2.0))
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 30, "lo')
+    write(tmp_path, None, (10, 0.5))
+    first, second, _, last = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["loss"] for line in (first, second, last)] == [1.0, 2.0, 0.5]
+
+
 def test_lines_are_there_at_once(tmp_path):
     """A killed process that takes its last lines with it."""
     writer = MetricWriter(tmp_path, 1)

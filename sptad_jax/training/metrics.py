@@ -25,18 +25,19 @@ class MetricWriter:
 
     def __init__(self, workdir: AnyPath, first_step: int | None):
         self._path, self._main = workdir / "metrics.jsonl", is_main()
-        self._lines: list[str] = []
-        if self._main and self._path.exists():
-            self._lines = self._path.read_text().splitlines()
-            if first_step is not None:
-                self._lines = _lines_before(self._lines, first_step)
-                write_text(self._path, "".join(line + "\n" for line in self._lines))
+        text = self._path.read_text() if self._main and self._path.exists() else ""
+        self._lines = text.splitlines()
+        if text and first_step is not None:
+            self._lines = _lines_before(self._lines, first_step)
+            write_text(self._path, "".join(line + "\n" for line in self._lines))
         self._kept = frozenset(self._lines)  # of earlier processes; the lines get those of this one, in a bucket
         self._file: Any = None
         self._board: Any = None
         if not self._main or in_bucket(workdir):
             return
         self._file = open(self._path, "a", buffering=1)  # noqa: SIM115 (closed by close)
+        if first_step is None and text and not text.endswith("\n"):  # cut short by a killed process
+            self._file.write("\n")
         try:
             import tensorboardX
 
