@@ -5,15 +5,16 @@
     python train.py --config configs/custom.py --workdir runs/mine --set data.dataset_dir=data/mine
 
 Hardware: 2 cores, 6 GB. On a CPU with AMX or AVX-512 bfloat16 and Python 3.12 add `--set model.compute_dtype=bfloat16`:
-2 steps a second on two cores of an Intel Xeon with AMX, 4.1 GB, 1.4 of an AMD EPYC with AVX-512. On motion16 (1.7 hours of video to train on, 16 classes, other
-people in the test) this config gave an average mAP@[.3:.7] of 42.1 (measured, bfloat16, 10,224 steps, 110 minutes on
-partly shared cores); with test windows every 64 frames 40.4 (the 32 were chosen on that test split), with the clip
-probability 37.5 there. At 48 pixels, 12 epochs and a size_jitter of 0.25 it was 36.0. Its own training videos score
-78.2: it overfits. Prepared with `--fit crop`, since its people stand in the middle, and with `--set train.epochs=12`
-(7,668 steps, 139 minutes on partly shared cores of an AMD EPYC without AMX): 43.1, with `--set inference.mirror=true`
-43.4, for twice the network's work. With `--fit motion` in its place and 14 epochs (8,946 steps, 133 minutes): 40.8, and
-43.1 in a mirror. With `--set data.mix_prob=0.5 --set data.shear_jitter=0.15` the run at 48 pixels had
-37.0, and 58.5 on its own videos; gone on with at 64 pixels 38.6. Float32's accuracy was not measured.
+2 steps a second on two cores of an Intel Xeon with AMX, 4.1 GB, 1.4 of an AMD EPYC with AVX-512. On motion16 (1.7 hours
+of video to train on, 16 classes, other people in the test) this config gave an average mAP@[.3:.7] of 42.1 (measured,
+bfloat16, 10,224 steps, 110 minutes on partly shared cores); with test windows every 64 frames 40.4 (the 32 were chosen
+on that test split), with the clip probability 37.5 there. At 48 pixels, 12 epochs and a size_jitter of 0.25 it was
+36.0. Its own training videos score 78.2: it overfits. Prepared with `--fit crop`, since its people stand in the middle,
+and with `--set train.epochs=12` (7,668 steps, 139 minutes on partly shared cores of an AMD EPYC without AMX): 43.1,
+with `--set inference.mirror=true` 43.4, for twice the network's work. With `--fit motion` in its place and 14 epochs
+(8,946 steps, 133 minutes): 40.8, and 43.1 in a mirror. With `--set data.mix_prob=0.5 --set data.shear_jitter=0.15` the
+run at 48 pixels had 37.0, and 58.5 on its own videos; gone on with at 64 pixels 38.6. Float32's accuracy was not
+measured.
 """
 
 from sptad_jax.config import Config, DataConfig, InferenceConfig, LossConfig, ModelConfig, TrainConfig
