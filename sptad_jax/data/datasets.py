@@ -5,6 +5,7 @@ data_prep writes the folder: TFDS records (ArrayRecord, read here without Tensor
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -59,8 +60,6 @@ class Dataset:
     def __post_init__(self) -> None:
         self._sources: dict[str, Any] = {}
         self._cache: dict[tuple[str, int], dict[str, np.ndarray]] = {}
-        frame_bytes = self.frame_size**2 * sum(CHANNELS[name] for name in self.streams)
-        self._num_bytes = sum(video.num_frames for video in self.videos) * frame_bytes
 
     def __getstate__(self) -> dict[str, Any]:
         # open files do not travel, and each of several processes would hold the whole dataset
@@ -123,9 +122,14 @@ class Dataset:
             except RuntimeError as error:  # of array_record: a file that is not there, is cut, or fails its checksum
                 raise UserError(f"{self.path / RECORDS_DIR}: record {index} of the subset '{subset}' cannot be read "
                                 f"({error}); `python -m data_prep.check {self.path}` lists what is damaged.") from None
-            if self._num_bytes <= self.cache_bytes:
+            if self.cache_bytes and self._num_bytes <= self.cache_bytes:
                 self._cache[subset, index] = record
         return record
+
+    @functools.cached_property
+    def _num_bytes(self) -> int:
+        frame_bytes = self.frame_size**2 * sum(CHANNELS[name] for name in self.streams)
+        return sum(video.num_frames for video in self.videos) * frame_bytes
 
     def _read_stored(self, subset: str, index: int) -> dict[str, np.ndarray]:
         if subset not in self._sources:
