@@ -134,9 +134,8 @@ def parse_arguments() -> argparse.Namespace:
 def make_config(args: argparse.Namespace, precision: str, frames: int) -> Config:
     size = ["data.crop_size=64"] if args.quick else []
     dtype = "bfloat16" if precision == "bfloat16" else "float32"
-    config = apply_overrides(Config(), [*BASE, f"data.num_frames={frames}",
-                                        f"data.stride_test={frames}", f"model.compute_dtype={dtype}", *size,
-                                        *args.set])
+    config = apply_overrides(Config(), [*BASE, f"data.num_frames={frames}", f"data.stride_test={frames}",
+                                        f"model.compute_dtype={dtype}", *size, *args.set])
     validate(config)
     return config
 

@@ -4,7 +4,6 @@ import hashlib
 import os
 import pathlib
 import sys
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from sptad_jax.data.annotations import Video
 from sptad_jax.data.datasets import open_dataset
 from sptad_jax.data.video import ENDINGS
 from sptad_jax.errors import UserError
-from sptad_jax.files import files_below
+from sptad_jax.files import composed, files_below
 
 
 def prepare_videos(
@@ -53,14 +52,9 @@ def find_videos(folder: pathlib.Path, videos: Sequence[Video]) -> dict[str, path
     for path in files:  # later ones overwrite
         relative = path.relative_to(folder)
         for name in (path.name, path.stem, relative.as_posix(), relative.with_suffix("").as_posix()):
-            known[_composed(name)] = path
-    names = {video.name: _composed(video.name) for video in videos}
-    return {name: known.get(composed, known.get(f"v_{composed}")) for name, composed in names.items()}
-
-
-def _composed(name: str) -> str:
-    """An accent and its letter in one: macOS writes them apart in file names, most others do not."""
-    return unicodedata.normalize("NFC", name)
+            known[composed(name)] = path
+    names = {video.name: composed(video.name) for video in videos}
+    return {name: known.get(sought, known.get(f"v_{sought}")) for name, sought in names.items()}
 
 
 def print_outcome(output: str | os.PathLike[str], notes: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pathlib
+import unicodedata
 import uuid
 from collections.abc import Container
 from typing import Any, TypeAlias
@@ -43,6 +44,11 @@ def to_path(name: str | os.PathLike[str], option: str) -> AnyPath:
             raise UserError(f"{option} {name}: cannot be reached ({type(error).__name__}: {error}); install the extra "
                             "[gcs], name a bucket that exists and sign in to it, or give a folder.") from error
     return path
+
+
+def composed(name: str) -> str:
+    """The name with an accent and its letter in one: macOS writes them apart in file names, annotations seldom."""
+    return unicodedata.normalize("NFC", name)
 
 
 def files_below(folder: str | os.PathLike[str], endings: Container[str]) -> list[pathlib.Path]:

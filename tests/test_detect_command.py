@@ -151,3 +151,10 @@ def test_progress_on_a_terminal(monkeypatch, capsys):
     bars = capsys.readouterr().err.split("\r")
     assert any("50%" in bar and "50/100" in bar and "s of video/s" in bar and "<" in bar for bar in bars)
     assert not any("130" in bar for bar in bars)
+
+
+def test_names_of_files_with_accents(tmp_path):
+    """Detections under a name that looks like the annotations' but is none of theirs, as macOS writes accents apart."""
+    (tmp_path / "Ka\u0308se.mp4").touch()
+    (video,) = command._list_videos([str(tmp_path)])
+    assert video.name == "K\u00e4se" and video.path.endswith("Ka\u0308se.mp4")

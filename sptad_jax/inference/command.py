@@ -9,7 +9,6 @@ import pathlib
 import signal
 import sys
 import time
-import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from sptad_jax import launch
 from sptad_jax.errors import UserError
-from sptad_jax.files import files_below, local_path
+from sptad_jax.files import composed, files_below, local_path
 
 if TYPE_CHECKING:  # NumPy, JAX and FFmpeg are loaded when the command runs
     from sptad_jax.inference.detect import Detection, Detector
@@ -285,7 +284,7 @@ def _list_videos(given: Sequence[str]) -> list[_Video]:
     videos: dict[str, _Video] = {}
     file_names: set[str] = set()
     for path in dict.fromkeys(paths):
-        stem = unicodedata.normalize("NFC", printable(pathlib.Path(path).stem))  # as annotations are mostly written
+        stem = composed(printable(pathlib.Path(path).stem))
         name = _unused(stem if stem not in videos else printable(path), videos)
         file_name = _unused(outputs.file_name(name), file_names)
         file_names.add(file_name)
