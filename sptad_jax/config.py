@@ -151,6 +151,7 @@ class InferenceConfig:
 
     batch_size: int = 8  # windows per forward pass, rounded up to a multiple of the devices
     combine: Literal["product", "sqrt", "none"] = "product"  # class probability with clip probability (Table 7)
+    vote: bool = False  # windows that see a segment whole vote on it: its score meets their mean half-way
     min_score: float = 0.001  # proposals below are dropped before NMS
     nms: Literal["soft", "hard", "none"] = "soft"  # across the windows of a video
     nms_sigma: float = 0.5  # Gaussian soft-NMS: score * exp(-tIoU^2 / sigma)

@@ -100,9 +100,26 @@ def test_two_identical_segments_decay_by_the_published_factor():
     assert decayed[1] == pytest.approx(math.exp(-2 / 9))
 
 
+def _vote(score, segments_sec, starts, length, w, n, a):
+    """The mean vote on proposal n of window w for class a: who holds it whole, within the rounding of times?"""
+    low, high = segments_sec[w][n]
+    votes = [score[w][n][a]]
+    for other, start in enumerate(starts):
+        if other != w and low >= start - 1e-4 and high <= start + length + 1e-4:
+            best = 0.0
+            for (s, e), value in zip(segments_sec[other], score[other]):
+                common = max(min(high, e) - max(low, s), 0.0)
+                union = (high - low) + (e - s) - common
+                best = max(best, value[a] * (common / union) ** 2 if union > 0 else 0.0)
+            votes.append(best)
+    return sum(votes) / len(votes)
+
+
 def _brute(prob, segments, clip, starts, length, duration, config):
     """The whole of post-processing with plain loops."""
     rows = []
+    adjusted = np.zeros(prob.shape)
+    seconds = [[[0.0, 0.0] for _ in row] for row in segments]
     for w, n, a in np.ndindex(prob.shape):
         score = float(np.float32(prob[w, n, a]))
         if config.combine == "product":
@@ -110,7 +127,12 @@ def _brute(prob, segments, clip, starts, length, duration, config):
         elif config.combine == "sqrt":
             score = math.sqrt(score * clip[w, a])
         low, high = (starts[w] + length * min(max(float(np.float32(x)), 0.0), 1.0) for x in segments[w, n])
-        low, high = (min(max(round(x, 4), 0.0), duration) for x in (low, high))
+        seconds[w][n] = [min(max(round(x, 4), 0.0), duration) for x in (low, high)]
+        adjusted[w, n, a] = score
+    for w, n, a in np.ndindex(prob.shape):
+        score, (low, high) = adjusted[w, n, a], seconds[w][n]
+        if config.vote:
+            score = math.sqrt(score * _vote(adjusted, seconds, starts, length, w, n, a))
         if score >= config.min_score and high > low:
             rows.append((-score, low, high, a))
     rows.sort()
@@ -132,9 +154,12 @@ def _brute(prob, segments, clip, starts, length, duration, config):
 @pytest.mark.parametrize("combine", ["product", "sqrt", "none"])
 @pytest.mark.parametrize("nms", ["soft", "hard", "none"])
 @pytest.mark.parametrize("per_class", [True, False])
-def test_whole_chain_equals_plain_loops(combine, nms, per_class):
-    """Every combination of score rule, NMS and grouping, with a cut, clamps and overlapping windows."""
-    config = InferenceConfig(combine=combine, nms=nms, nms_per_class=per_class, min_score=0.15, nms_min_score=0.05)
+@pytest.mark.parametrize("vote", [True, False])
+def test_whole_chain_equals_plain_loops(combine, nms, per_class, vote):
+    """Every combination of score rule, vote, NMS and grouping, with a cut, clamps and overlapping windows."""
+    config = InferenceConfig(
+        combine=combine, nms=nms, nms_per_class=per_class, vote=vote, min_score=0.15, nms_min_score=0.05
+    )
     prob, segments, clip, starts = _random(3)
     found = _run(prob, segments, config, clip, starts, 10.0, 18.0)
     wanted = _brute(prob, segments, clip, starts, 10.0, 18.0, config)
@@ -154,6 +179,35 @@ def test_score_rules_by_hand():
     }
     assert scores == {"product": {"a": 0.25, "b": 0.25}, "sqrt": {"a": 0.5, "b": 0.5}, "none": {"a": 0.5, "b": 0.25}}
     assert [row["score"] for row in _run(prob, segments, dataclasses.replace(RAW, combine="product"))] == [0.5, 0.25]
+
+
+def test_votes_by_hand():
+    """Windows [0, 10] and [5, 15]. The first finds [6, 8] with 0.8, the other [6, 10] with 0.4: tIoU 1/2, so votes are 0.1
+    for [6, 8], 0.2 for [6, 10]. [1, 3] and [12, 14] lie in one window, [4, 9] begins before the other: own score."""
+    segments = [[[0.6, 0.8], [0.1, 0.3], [0.4, 0.9]], [[0.1, 0.5], [0.7, 0.9], [0.7, 0.9]]]
+    prob = [[[0.8, 0.0], [0.3, 0.0], [0.0, 0.7]], [[0.4, 0.0], [0.5, 0.0], [0.0, 0.6]]]
+    config = dataclasses.replace(RAW, vote=True, min_score=0.01)
+    found = {(row["label"], *row["segment"]): row["score"] for row in _run(prob, segments, config, starts=[0.0, 5.0])}
+    wanted = {
+        ("a", 6.0, 8.0): math.sqrt(0.8 * (0.8 + 0.1) / 2), ("a", 6.0, 10.0): math.sqrt(0.4 * (0.4 + 0.2) / 2),
+        ("a", 1.0, 3.0): 0.3, ("a", 12.0, 14.0): 0.5, ("b", 4.0, 9.0): 0.7, ("b", 12.0, 14.0): 0.6,
+    }  # fmt: skip
+    assert found == pytest.approx(wanted, rel=1e-6)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10**6), st.integers(1, 6), st.sampled_from([2.5, 5.0, 10.0]), st.sampled_from([7.0, 21.0, 40.0]))
+def test_votes_equal_the_loop(seed, windows, stride, duration):
+    """Windows that meet three others, two or none, and reach beyond the video: a voter that is forgotten or counted
+    where it sees a part only, votes given back in the order of time and not of the windows."""
+    prob, segments, _, _ = _random(seed, windows)
+    starts = np.arange(windows) * stride
+    seconds = np.clip(np.round(starts[:, None, None] + np.clip(segments, 0, 1) * 10.0, 4), 0.0, duration)
+    found = postprocess.window_votes(prob, seconds, starts, 10.0)
+    for index in np.ndindex(prob.shape):
+        assert found[index] == pytest.approx(_vote(prob, seconds, starts, 10.0, *index), rel=1e-9, abs=1e-12)
+    turn = np.random.default_rng(seed).permutation(windows)
+    assert np.array_equal(postprocess.window_votes(prob[turn], seconds[turn], starts[turn], 10.0), found[turn])
 
 
 def test_external_scores_multiply_by_label():
@@ -236,7 +290,7 @@ def test_order_of_windows_proposals_and_classes_does_not_matter(seed, windows):
     """Any order of windows, proposals and classes gives the same list, also where segments and scores are equal."""
     prob, segments, clip, starts = _random(seed)
     prob, segments = np.round(prob, 1), np.round(segments, 1)  # many ties
-    config = InferenceConfig()
+    config = InferenceConfig(vote=seed % 2 == 1)
     before = _run(prob, segments, config, clip, starts)
     turned = _run(prob[windows][:, ::-1], segments[windows][:, ::-1], config, clip[windows], starts[windows])
     assert turned == before
@@ -267,7 +321,7 @@ def test_sorted_by_score_and_plain_python_values():
 
 def test_nothing_in_nothing_out():
     """No window, or no score above the cut, is an empty list for every kind of NMS."""
-    for config in (InferenceConfig(nms=kind, edge_rule=True) for kind in ("soft", "hard", "none")):
+    for config in (InferenceConfig(nms=kind, edge_rule=True, vote=True) for kind in ("soft", "hard", "none")):
         assert _run(np.zeros((2, 3, 3)), np.zeros((2, 3, 2)), config, np.zeros((2, 3))) == []
         assert _run(np.zeros((0, 3, 3)), np.zeros((0, 3, 2)), config, np.zeros((0, 3))) == []
 

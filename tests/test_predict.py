@@ -99,6 +99,17 @@ def test_external_scores_and_missing_clip_head():
     assert [row["score"] for row in found if row["label"] == "b"] == pytest.approx(by_score)
 
 
+def test_a_mirrored_window_votes_for_itself():
+    """One window, seen twice: the plain proposal has 0.8, the mirror's of the same segment 0.2; the mean vote is 0.5.
+    Taken for one window of two proposals, nothing would change; cut across, windows' clip probabilities get mixed."""
+    config = Config(inference=dataclasses.replace(NO_NMS, vote=True, mirror=True, combine="product"))
+    windows = {"class_prob": np.array([[[0.8], [0.2]], [[0.6], [0.6]]]), "clip_prob": np.array([[1.0], [0.5]]),
+               "segments_norm": np.full((2, 2, 2), [0.25, 0.5]), "start_frame": np.array([0, 512])}  # fmt: skip
+    found = windows_to_detections(windows, duration_sec=99.0, fps=10.0, config=config, classes=("a",))
+    assert [row["score"] for row in found] == pytest.approx([0.4**0.5, 0.1**0.5, 0.3, 0.3])
+    assert [row["segment"][0] for row in found] == pytest.approx([6.4, 6.4, 57.6, 57.6])
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     return open_dataset(make_tiny_dataset(tmp_path_factory.mktemp("tiny")))

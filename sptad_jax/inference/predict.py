@@ -152,11 +152,18 @@ def windows_to_detections(
     external: dict[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """One video's window predictions -> detections in seconds, best first (see postprocess_video)."""
+    looks = 2 if config.inference.mirror else 1  # a window in a mirror is one more window: it votes for itself
+    class_prob, segments_norm = (
+        value.reshape(len(value) * looks, value.shape[1] // looks, value.shape[2])
+        for value in (windows["class_prob"], windows["segments_norm"])
+    )
+    per_window = {name: windows[name] for name in ("clip_prob", "start_frame") if name in windows}
+    per_look = {name: np.repeat(value, looks, axis=0) for name, value in per_window.items()}
     return postprocess_video(
-        windows["class_prob"],
-        windows["segments_norm"],
-        windows.get("clip_prob"),
-        windows["start_frame"] / fps,
+        class_prob,
+        segments_norm,
+        per_look.get("clip_prob"),
+        per_look["start_frame"] / fps,
         config.data.num_frames / fps,
         duration_sec,
         classes,
