@@ -182,7 +182,7 @@ def test_score_rules_by_hand():
 
 
 def test_votes_by_hand():
-    """Windows [0, 10] and [5, 15]. The first finds [6, 8] with 0.8, the other [6, 10] with 0.4: tIoU 1/2, so votes are 0.1
+    """Windows [0, 10] and [5, 15]. One finds [6, 8] with 0.8, the other [6, 10] with 0.4: tIoU 1/2, so votes are 0.1
     for [6, 8], 0.2 for [6, 10]. [1, 3] and [12, 14] lie in one window, [4, 9] begins before the other: own score."""
     segments = [[[0.6, 0.8], [0.1, 0.3], [0.4, 0.9]], [[0.1, 0.5], [0.7, 0.9], [0.7, 0.9]]]
     prob = [[[0.8, 0.0], [0.3, 0.0], [0.0, 0.7]], [[0.4, 0.0], [0.5, 0.0], [0.0, 0.6]]]
