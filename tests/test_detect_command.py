@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pytest
 
+import sptad_jax
 from sptad_jax.cli import main
 from sptad_jax.data.video import write_video
 from sptad_jax.inference import command
@@ -79,6 +80,25 @@ def test_filters(folder, tmp_path, capsys):
     assert [row[3] for row in printed_rows(capsys.readouterr().out)] == ["jump"] * len(expected)
 
 
+def test_options_of_inference(folder, tmp_path, capsys):
+    """An option that is taken and not used: windows at every frame, votes, no NMS, a cut; the same from Python."""
+    def rows(*changes):
+        output = tmp_path / "a.json"
+        options = [word for change in changes for word in ("--set", change)]
+        assert detect(folder, folder / "single.mp4", "--output", output, *options) == 0
+        return json.loads(output.read_text())["results"]["single"]
+
+    plain, cut = rows("inference.nms=none"), rows("inference.nms=none", "inference.min_score=0.3")
+    assert 0 < len(cut) < len(plain) and cut == [row for row in plain if row["score"] >= 0.3]
+    dense = rows("inference.nms=none", "data.stride_test=1")
+    assert len(dense) > len(plain)
+    voted = rows("inference.nms=none", "data.stride_test=1", "inference.vote=true")
+    assert len(voted) == len(dense) and voted != dense
+    with quick_compilation():
+        api = sptad_jax.load(folder, overrides=["inference.nms=none", "data.stride_test=1", "inference.vote=true"])
+        assert api.detect(folder / "single.mp4") == voted
+
+
 def test_labelled_copy(folder, tmp_path, capsys):
     """A copy under the name of the source, of another video, or without labels."""
     assert detect(folder, folder / "single.mp4", "--render", tmp_path / "new", "--threshold", 0) == 0
@@ -92,6 +112,10 @@ def test_labelled_copy(folder, tmp_path, capsys):
 @pytest.mark.parametrize("options, words", [
     (["--classes", "run,fly"], "unknown class fly; the detector knows: run, jump"),
     (["--threshold", "1.5"], "--threshold 1.5"), (["--threshold", "nan"], "--threshold nan"),
+    (["--set", "inference.vot=true"], "did you mean 'inference.vote'?"),
+    (["--set", "model.eta=3"], "--set model.eta: belongs to the weights"),
+    (["--set", "inference.external_scores=a.json"], "--set inference.external_scores"),
+    (["--set", "data.stride_test=99999"], "data.stride_test (99999) must be at most"),
     (["--top-k", "0"], "--top-k 0"), (["--output", "a.xml"], "a.xml"),
     (["--output", "/dev/null/a.json"], "/dev/null/a.json"), (["--render", "/dev/null/x"], "--render /dev/null/x"),
 ])  # fmt: skip

@@ -43,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", default="demo", metavar="DIR_OR_FILE",
                         help="work folder of a training, or an exported .safetensors; without it the demo's detector, "
                              "which ships with the package and knows rendered motions alone")  # fmt: skip
+    parser.add_argument("--set", action="append", default=[], metavar="GROUP.FIELD=VALUE",
+                        help="change one option of inference, as inference.vote=true; or data.stride_test")
     parser.add_argument("--output", type=local_path, action="append", default=[], metavar="FILE",
                         help="write detections, as the ending says: .json (ActivityNet), .csv, or subtitles, .vtt or "
                              ".srt; may be repeated. Of several videos each has its own subtitles: FILE.NAME.vtt")
@@ -79,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if args.render:
         outputs.check_folder(pathlib.Path(args.render), f"--render {args.render}")
     ground_truth = load_ground_truth(args.ground_truth) if args.ground_truth else None
-    detector = load_detector(args.checkpoint, program_cache.user_folder())
+    detector = load_detector(args.checkpoint, program_cache.user_folder(), args.set)
     classes = _split(args.classes, detector.classes) if args.classes else None
     check_classes(classes, detector.classes)
 

@@ -78,21 +78,38 @@ class Detector:
         return select(detect_video(self, video)[0], threshold, classes, top_k)
 
 
-def load_detector(checkpoint: str | pathlib.Path, programs: AnyPath | None = None) -> Detector:
+def load_detector(
+    checkpoint: str | pathlib.Path, programs: AnyPath | None = None, overrides: Sequence[str] = ()
+) -> Detector:
     """Loads the newest checkpoint of a training's work folder, or an exported .safetensors file.
 
     It computes on all devices of this process. `programs`: folder in which its compiled network is kept for the next
-    process, see `keep_programs`. Raises UserError where there is no checkpoint, or its parts do not belong together.
+    process, see `keep_programs`. `overrides`: options in place of the training's, as "inference.vote=true". Raises
+    UserError where there is no checkpoint, its parts do not belong together, or an option is not open to change.
     """
     where = f"--checkpoint {checkpoint}"
     variables, meta = read_detector(checkpoint)
     config, classes = config_lib.from_dict(meta["config"], where), tuple(meta["classes"])
     _check_source(meta["source"], config, where)
+    if overrides:
+        config = _override(config, overrides)
     keep_programs(programs, config.model.compute_dtype)  # first, as it decides on the form of the network
     devices = sharding.local_mesh()
     forward = make_forward(config, len(classes), devices)
     variables = sharding.replicate(variables, devices)
     return Detector(forward, variables, config, classes, meta["source"], meta["step"])
+
+
+def _override(config: Config, overrides: Sequence[str]) -> Config:
+    """`config` with other options, of those that do not belong to the weights. Raises UserError."""
+    changed = config_lib.apply_overrides(config, overrides)
+    for name in (assignment.partition("=")[0] for assignment in overrides):
+        if name == "inference.external_scores":
+            raise UserError(f"--set {name}: scores of another classifier count in evaluation alone; leave it out.")
+        if not name.startswith("inference.") and name != "data.stride_test":
+            raise UserError(f"--set {name}: belongs to the weights; inference.* and data.stride_test can change.")
+    config_lib.validate(changed)
+    return changed
 
 
 def detect_video(
