@@ -68,7 +68,8 @@ def _combinations(config: "Config") -> list[tuple[bool, str]]:
         (not (inference.mirror and inference.nms == "none"),
          "inference.mirror finds actions twice and needs inference.nms to be soft or hard"),
         (not inference.mirror or data.flip_prob > 0,
-         "inference.mirror needs a detector that saw mirrored windows in training: data.flip_prob is 0"),
+         "inference.mirror needs a detector that saw mirrored windows in training: data.flip_prob is 0; set "
+         "inference.mirror=false"),
         (not config.loss.stage_weights or len(config.loss.stage_weights) == model.num_stages,
          "loss.stage_weights needs one weight per stage, or none"),
         (bool(config.evaluation.tious), "evaluation.tious names no threshold"),
