@@ -29,7 +29,7 @@ CONFIG = Config(
     model=ModelConfig(width_multiplier=0.125, hidden_dim=32, num_proposals=16, ffn_dim=64, num_stages=2, dynamic_dim=8,
                       soi_bins=8, num_heads=4),
     data=DataConfig(num_frames=128, crop_size=32, stride_test=64, max_targets=8),
-    inference=InferenceConfig(batch_size=4),
+    inference=InferenceConfig(batch_size=4, vote=True),
 )  # fmt: skip
 SOURCE = {"fps": 10.0, "frame_size": 36, "max_frames": 0, "flow": {"method": "dis", "bound": 4.0, "size": 64}}
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.timing import report, time_in_turns
 from sptad_jax.config import CHANNELS, Config, load_config
-from sptad_jax.inference.postprocess import postprocess_video
+from sptad_jax.inference.predict import windows_to_detections
 from sptad_jax.models.conv3d import fit_to_device
 from sptad_jax.models.sptad import SPTAD
 from sptad_jax.training.step import init_variables
@@ -90,13 +90,12 @@ def make_postprocessing(config: Config, hours: float) -> Callable[[], Any]:
     rng = np.random.default_rng(0)
     fps, stride = 10.0, config.data.stride_test
     windows = round(hours * 3600 * fps / stride)
-    shape = (windows, config.model.num_proposals)
+    shape = (windows, config.model.num_proposals * (2 if config.inference.mirror else 1))
     probability = rng.beta(0.1, 3.0, (*shape, NUM_CLASSES))
     segments = np.sort(rng.random((*shape, 2)), axis=-1)
-    starts = np.arange(windows) * stride / fps
-    names = [f"class {i}" for i in range(NUM_CLASSES)]
-    return lambda: postprocess_video(probability, segments, None, starts, config.data.num_frames / fps,
-                                     hours * 3600, names, config.inference)
+    found = {"class_prob": probability, "segments_norm": segments, "start_frame": np.arange(windows) * stride}
+    names = tuple(f"class {i}" for i in range(NUM_CLASSES))
+    return lambda: windows_to_detections(found, duration_sec=hours * 3600, fps=fps, config=config, classes=names)
 
 
 def exponent(rows: list[dict[str, Any]], axis: str, cost: str) -> float:

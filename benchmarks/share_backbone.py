@@ -45,7 +45,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     sides = {}
     for name, share in (("exact", False), ("shared", True)):
-        side = dataclasses.replace(config, inference=dataclasses.replace(config.inference, share_backbone=share))
+        inference = dataclasses.replace(config.inference, share_backbone=share, mirror=False)  # it shares no mirror
+        side = dataclasses.replace(config, inference=inference)
         forward = make_forward(side, len(classes))
         passes = windows
         if isinstance(forward, SharedForward):

@@ -1,6 +1,6 @@
 """Ablations of a base config: Tables 4 to 8 of the paper (4.4), and choices that it leaves open.
 
-    sptad study --base demo --tables 4,5,6,7,8 --seeds 3 --workdir runs/study_demo
+    sptad study --base demo --tables 4,5,6,7,8 --seeds 3 --workdir runs/study_demo --set inference.vote=false
     sptad study --base thumos14 --tables 4,8,choices --seeds 1 --workdir runs/study --set data.dataset_dir=data/thumos14
 
 Hardware and time: as many runs of the base as the study prints at its start; rows that come to the same options share

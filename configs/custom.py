@@ -40,7 +40,7 @@ def get_config() -> Config:
             num_frames=128,
             crop_size=64,
             stride_train=16,
-            stride_test=32,  # 1.7 points more than 64 on motion16, at twice the cost
+            stride_test=32,  # 1.5 points more than 64 on motion16, at twice the cost
             max_targets=16,
             flip_negates_flow_x=True,
             size_jitter=0.3,
@@ -64,7 +64,7 @@ def get_config() -> Config:
             log_every=20,
             checkpoint_every=500,
         ),
-        # With the paper's product motion16 loses 3 points: the clip head of so small a network is the weaker one. Votes
+        # With the paper's product motion16 lost 3 points: the clip head of so small a network is the weaker one. Votes
         # and mirror gain 5.5 there, for twice the time of the network. Where a mirror makes another class, drop it.
         inference=InferenceConfig(combine="none", vote=True, mirror=True),
     )

@@ -62,11 +62,12 @@ def _combinations(config: "Config") -> list[tuple[bool, str]]:
          "see the frames between"),
         (train.batch_size % train.accumulate == 0, "train.batch_size must be a multiple of train.accumulate"),
         (not (inference.mirror and inference.share_backbone),
-         "inference.mirror and inference.share_backbone do not go together; choose one"),
+         "inference.mirror and inference.share_backbone do not go together; set one of them to false"),
         (not (inference.mirror and inference.edge_rule),
-         "inference.mirror finds actions twice in a window, where inference.edge_rule suppresses none; choose one"),
+         "inference.mirror finds actions twice in a window, where inference.edge_rule suppresses none; set "
+         "one of them to false"),
         (not (inference.mirror and inference.nms == "none"),
-         "inference.mirror finds actions twice and needs inference.nms to be soft or hard"),
+         "inference.mirror finds actions twice and needs inference.nms to be soft or hard; change one of the two"),
         (not inference.mirror or data.flip_prob > 0,
          "inference.mirror needs a detector that saw mirrored windows in training: data.flip_prob is 0; set "
          "inference.mirror=false"),

@@ -97,6 +97,8 @@ def test_options_of_inference(folder, tmp_path, capsys):
     with quick_compilation():
         api = sptad_jax.load(folder, overrides=["inference.nms=none", "data.stride_test=1", "inference.vote=true"])
         assert api.detect(folder / "single.mp4") == voted
+        single = sptad_jax.load(folder, overrides="inference.nms=none")  # not taken letter by letter
+        assert single.detect(folder / "single.mp4") == plain
 
 
 def test_labelled_copy(folder, tmp_path, capsys):
@@ -113,7 +115,7 @@ def test_labelled_copy(folder, tmp_path, capsys):
     (["--classes", "run,fly"], "unknown class fly; the detector knows: run, jump"),
     (["--threshold", "1.5"], "--threshold 1.5"), (["--threshold", "nan"], "--threshold nan"),
     (["--set", "inference.vot=true"], "did you mean 'inference.vote'?"),
-    (["--set", "model.eta=3"], "--set model.eta: belongs to the weights"),
+    (["--set", "model.eta=3"], "--set model.eta: cannot change after training"),
     (["--set", "inference.external_scores=a.json"], "--set inference.external_scores"),
     (["--set", "data.stride_test=99999"], "data.stride_test (99999) must be at most"),
     (["--top-k", "0"], "--top-k 0"), (["--output", "a.xml"], "a.xml"),

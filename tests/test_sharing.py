@@ -239,6 +239,13 @@ def test_one_batch_by_itself_is_exact():
     np.testing.assert_array_equal(out["found"], batch["rgb"].reshape(3, 4, 8).sum(-1))
 
 
+def test_no_sharing_in_a_mirror():
+    """A mirror that is left out without a word: proposals of one look would be taken for those of two."""
+    config = dataclasses.replace(TINY, inference=InferenceConfig(share_backbone=True, mirror=True))
+    with pytest.raises(UserError, match="looks at no mirror"):
+        make_forward(config, 2)
+
+
 @pytest.mark.parametrize("length, stride", [(64, 24), (48, 12)])
 def test_strides_that_do_not_fit_are_refused(length, stride):
     """Windows cut between two steps, or nothing shared without a word."""

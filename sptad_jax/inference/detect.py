@@ -88,28 +88,14 @@ def load_detector(
     UserError where there is no checkpoint, its parts do not belong together, or an option is not open to change.
     """
     where = f"--checkpoint {checkpoint}"
-    variables, meta = read_detector(checkpoint)
+    variables, meta = read_detector(checkpoint, overrides)
     config, classes = config_lib.from_dict(meta["config"], where), tuple(meta["classes"])
     _check_source(meta["source"], config, where)
-    if overrides:
-        config = _override(config, overrides)
     keep_programs(programs, config.model.compute_dtype)  # first, as it decides on the form of the network
     devices = sharding.local_mesh()
     forward = make_forward(config, len(classes), devices)
     variables = sharding.replicate(variables, devices)
     return Detector(forward, variables, config, classes, meta["source"], meta["step"])
-
-
-def _override(config: Config, overrides: Sequence[str]) -> Config:
-    """`config` with other options, of those that do not belong to the weights. Raises UserError."""
-    changed = config_lib.apply_overrides(config, overrides)
-    for name in (assignment.partition("=")[0] for assignment in overrides):
-        if name == "inference.external_scores":
-            raise UserError(f"--set {name}: scores of another classifier count in evaluation alone; leave it out.")
-        if not name.startswith("inference.") and name != "data.stride_test":
-            raise UserError(f"--set {name}: belongs to the weights; inference.* and data.stride_test can change.")
-    config_lib.validate(changed)
-    return changed
 
 
 def detect_video(

@@ -11,7 +11,7 @@ import math
 import os
 import pathlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -73,12 +73,14 @@ def write_output(path: str | pathlib.Path, content: bytes) -> None:
         raise UserError(f"--output {path}: cannot be written ({error.strerror}); choose another.") from None
 
 
-def read_detector(checkpoint: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_detector(
+    checkpoint: str | pathlib.Path, overrides: Sequence[str] = ()
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The newest checkpoint of a training's work folder, or an exported .safetensors file -> (variables, meta).
 
     "demo" is the detector that ships with the package, unless there is a folder of that name.
-    As `load_for_inference` gives them. Raises UserError for every kind of damage, and where weights, config and class
-    names do not belong together.
+    As `load_for_inference` gives them, but for `overrides` of the config, as "inference.vote=true". Raises UserError
+    for every kind of damage, where weights, config and class names do not belong together, or an option may not change.
     """
     path, where = to_path(checkpoint, "--checkpoint"), f"--checkpoint {checkpoint}"
     if checkpoint == SHIPPED and not path.exists():
@@ -87,7 +89,8 @@ def read_detector(checkpoint: str | pathlib.Path) -> tuple[dict[str, Any], dict[
     lacking = [name for name in ("config", "classes", "source") if name not in meta]
     if lacking:
         raise UserError(f"{where}: its meta item lacks {' and '.join(lacking)}; use a checkpoint that train.py wrote.")
-    config, classes = config_lib.from_dict(meta["config"], where), meta["classes"]
+    config, classes = _override(config_lib.from_dict(meta["config"], where), overrides), meta["classes"]
+    meta["config"] = config_lib.to_dict(config)
     try:
         config_lib.validate(config)
     except UserError as error:
@@ -99,6 +102,17 @@ def read_detector(checkpoint: str | pathlib.Path) -> tuple[dict[str, Any], dict[
     expected = {name: tuple(leaf.shape) for name, leaf in variable_shapes(config, len(classes)).items()}
     refuse_misfits({name: np.shape(leaf) for name, leaf in flatten(variables).items()}, expected, where)
     return variables, meta
+
+
+def _override(config: Config, overrides: Sequence[str]) -> Config:
+    """`config` with other options, of those that a trained detector leaves open. Raises UserError."""
+    changed = config_lib.apply_overrides(config, overrides)
+    for name in (assignment.partition("=")[0] for assignment in overrides):
+        if name == "inference.external_scores":
+            raise UserError(f"--set {name}: scores of another classifier count in evaluation alone; leave it out.")
+        if not name.startswith("inference.") and name != "data.stride_test":
+            raise UserError(f"--set {name}: cannot change after training; inference.* and data.stride_test can.")
+    return changed
 
 
 def _read_checkpoint(path: AnyPath, where: str) -> tuple[dict[str, Any], dict[str, Any]]:

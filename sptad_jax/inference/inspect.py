@@ -56,8 +56,8 @@ class Tracks:
     """Proposals of all W windows of a video through S stages; with fusion="late", N counts those of all streams.
 
     segments_norm: float32 [W, S + 1, N, 2] as share of the window, the initial ones first. level: int32 [W, S, N] that
-    each stage read from. score: [W, N] of the best class, as adjusted for inference; label: int [W, N], that class.
-    start_sec: [W] of the windows; window_sec: length of one, and duration_sec of the video, seconds.
+    each stage read from. score: [W, N] of the best class, as adjusted for inference before windows vote; label: int
+    [W, N], that class. start_sec: [W] of the windows; window_sec: length of one, duration_sec of the video, seconds.
     """
 
     segments_norm: np.ndarray

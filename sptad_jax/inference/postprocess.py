@@ -37,7 +37,7 @@ def postprocess_video(
     """Detections of one video out of the proposals of its W windows.
 
     Args:
-      class_prob: [W, N, A] class probabilities of the last stage.
+      class_prob: [W, N, A] class probabilities of the last stage. A window in a mirror is a window of its own.
       segments_norm: [W, N, 2] (start, end) as share of the window; what sticks out is cut off.
       clip_prob: [W, A] probabilities of the action classification head, or None where there is none.
       window_start_sec: [W] start of each window, seconds.
@@ -64,7 +64,8 @@ def postprocess_video(
 
     segments_sec = _to_video(segments_norm, starts, window_length_sec, duration_sec)
     if config.vote:
-        score = np.sqrt(score * window_votes(score, segments_sec, starts, window_length_sec))
+        votes = window_votes(score, segments_sec, starts, window_length_sec)
+        score = np.sqrt(np.multiply(score, votes, out=votes), out=votes)  # in place: long videos have many
     keep = (score >= config.min_score) & (segments_sec[..., 1] > segments_sec[..., 0])[..., None]
     window, proposal, label = np.nonzero(keep)
     score, segments_sec = score[window, proposal, label], segments_sec[window, proposal]
@@ -111,7 +112,7 @@ def window_votes(
     spans, owner = segments_sec.reshape(-1, 2)[order], order // num_proposals
     total, voters = score.reshape(-1, num_classes)[order], np.ones(len(spans))  # its own window's vote
     slack = 10.0**-TIME_DECIMALS  # segments are rounded, windows are not
-    for window in np.argsort(window_start_sec, kind="stable"):  # sums are to be the same in any order of windows
+    for window in np.argsort(window_start_sec, kind="stable"):  # the same sums, in whatever order windows come
         start = window_start_sec[window] - slack
         end = start + window_length_sec + 2 * slack
         near = np.arange(*np.searchsorted(spans[:, 0], [start, end]))
@@ -120,8 +121,9 @@ def window_votes(
         for a in range(num_classes):  # at once it would take [n, N, A] numbers
             total[whole, a] += (weight * score[window, :, a]).max(axis=1)
         voters[whole] += 1
+    total /= voters[:, None]
     votes = np.empty_like(total)
-    votes[order] = total / voters[:, None]
+    votes[order] = total
     return votes.reshape(score.shape)
 
 

@@ -67,6 +67,8 @@ def _make_shared_forward(
 ) -> SharedForward:
     """`make_forward` in two parts. Raises UserError where windows cannot be put together from whole steps."""
     length, stride = config.data.num_frames, config.data.stride_test
+    if config.inference.mirror:
+        raise UserError("inference.share_backbone: looks at no mirror; set inference.mirror=false.")
     if length % stride or stride % 8:
         raise UserError(f"inference.share_backbone: data.stride_test ({stride}) must divide data.num_frames ({length}) "
                         "and be a multiple of 8, the stride of the coarsest end point; change it or share nothing.")
