@@ -155,16 +155,20 @@ def save_arrays(config: Config, folder: str) -> None:
 
 
 def compare(part: str, config: Config, precision: str, sides: dict[str, Side], repeats: int) -> list[dict[str, Any]]:
-    """Checks that the sides of a part agree, and times them in turns: one row a side."""
+    """Checks that the sides of a part agree, and times them in turns: one row a side.
+
+    A turn is two runs, of which the second counts, for in training steps follow one another: while the other side runs,
+    a virtual machine takes back what this one has freed, and the first run gets it anew.
+    """
     shape = "x".join(map(str, (config.train.batch_size, config.data.num_frames, *[config.data.crop_size] * 2)))
     with tempfile.TemporaryDirectory() as folder:
         save_arrays(config, folder)
         flops = {name: side.make(part, config, precision, folder) for name, side in sides.items()}["jax"]
         refuse_difference(sides, precision, f"{part}, {shape}, {precision}", pathlib.Path(folder, "outputs.npz"))
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for repeat, (name, side) in itertools.product(range(repeats + 1), sides.items()):
-        value = side.ask("run")
-        seconds[name] += [value] if repeat else []
+    for _, (name, side) in itertools.product(range(repeats), sides.items()):
+        side.ask("run")
+        seconds[name].append(side.ask("run"))
     median = {name: float(np.median(times)) for name, times in seconds.items()}
     return [{"part": part, "input": shape, "dtype": precision, "side": name, "seconds": median[name],
              "to pytorch": median_ratio(times, seconds["pytorch"]), "to jax": median_ratio(times, seconds["jax"]),
