@@ -112,7 +112,7 @@ def window_votes(
     spans, owner = segments_sec.reshape(-1, 2)[order], order // num_proposals
     total, voters = score.reshape(-1, num_classes)[order], np.ones(len(spans))  # its own window's vote
     slack = 10.0**-TIME_DECIMALS  # segments are rounded, windows are not
-    for window in np.argsort(window_start_sec, kind="stable"):  # the same sums, in whatever order windows come
+    for window in np.argsort(window_start_sec, kind="stable"):  # the same sums in any order of distinct starts
         start = window_start_sec[window] - slack
         end = start + window_length_sec + 2 * slack
         near = np.arange(*np.searchsorted(spans[:, 0], [start, end]))
