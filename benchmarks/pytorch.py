@@ -157,8 +157,8 @@ def save_arrays(config: Config, folder: str) -> None:
 def compare(part: str, config: Config, precision: str, sides: dict[str, Side], repeats: int) -> list[dict[str, Any]]:
     """Checks that the sides of a part agree, and times them in turns: one row a side.
 
-    A turn is two runs, of which the second counts, for in training steps follow one another: while the other side runs,
-    a virtual machine takes back what this one has freed, and the first run gets it anew.
+    A turn is two runs, of which the second counts, for in training steps follow one another: memory that a step has
+    freed is dear to get anew after a pause, as long as the other side's turn (benchmarks/RESULTS.md).
     """
     shape = "x".join(map(str, (config.train.batch_size, config.data.num_frames, *[config.data.crop_size] * 2)))
     with tempfile.TemporaryDirectory() as folder:
