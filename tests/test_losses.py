@@ -11,7 +11,8 @@ from sptad_jax.config import LossConfig
 from sptad_jax.errors import UserError
 from sptad_jax.training import losses, matching
 from tests.reference import losses as reference
-from tests.reference.parameters import run_once
+from tests.reference.matching import cheapest, cost_matrix
+from tests.reference.parameters import UNOPTIMISED, run_once
 
 S, B, N, M, A = 2, 3, 6, 4, 5
 CONFIGS = [
@@ -39,18 +40,26 @@ def problem(seed=0, leading=S):
     return jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == float else x, (predictions, batch))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "num_groups"))
+compiled = functools.partial(jax.jit, static_argnames=("config", "num_groups"), compiler_options=UNOPTIMISED)
+
+
+@compiled
 def compute(predictions, batch, config=LossConfig(), num_groups=1, num_positives=None):  # noqa: B008 (frozen)
     return losses.compute_losses(predictions, batch, config, num_groups=num_groups, num_positives=num_positives)
 
 
-with_gradient = jax.jit(jax.value_and_grad(compute, has_aux=True), static_argnames=("config", "num_groups"))
+with_gradient = compiled(jax.value_and_grad(compute.__wrapped__, has_aux=True))
 
 
 def matches_of(predictions, batch, config):
-    arguments = [predictions["class_logits"], predictions["segments_se"],
-                 batch["segments_norm"], batch["labels"], batch["valid"]]
-    return np.asarray(matching.match(*arguments, config))
+    """int [leading, B, M], by a search over all assignments; padding, which comes last, has proposals that are left."""
+    logits, segments = predictions["class_logits"], predictions["segments_se"]
+    matches = np.empty((len(logits), B, M), np.int32)
+    for k, b in np.ndindex(len(logits), B):
+        targets, labels = (batch[name][b][batch["valid"][b]] for name in ("segments_norm", "labels"))
+        rows = cheapest(cost_matrix(logits[k, b], segments[k, b], targets, labels, config))[1]
+        matches[k, b] = [*rows, *(n for n in range(N) if n not in rows)][:M]
+    return matches
 
 
 def close(found, expected):

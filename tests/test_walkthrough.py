@@ -25,6 +25,7 @@ def test_every_block_of_the_walk_through_runs(tmp_path):
     variables = {
         "PATH": f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),  # training, detect and inspect compile the same network
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling takes most of the time
     }  # fmt: skip
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=os.environ | variables, capture_output=True,
                           text=True, timeout=1500)  # fmt: skip

@@ -43,7 +43,7 @@ def cost_matrix(logits, predicted, targets, labels, config):
 
 
 def cheapest(cost):
-    """Least total cost over all ways of giving the columns of [N, M] distinct rows."""
+    """Least total cost over all ways of giving the columns of [N, M] distinct rows -> (cost, the rows)."""
     num_rows, num_columns = cost.shape
-    return min(sum(cost[row, column] for column, row in enumerate(rows))
+    return min((sum(cost[row, column] for column, row in enumerate(rows)), rows)
                for rows in itertools.permutations(range(num_rows), num_columns))

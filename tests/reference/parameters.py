@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+UNOPTIMISED: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
 
 def draw_variables(module: nn.Module, *args: Any, seed: int = 0, **kwargs: Any) -> Any:
     """Variables of `module` for these arguments (arrays or ShapeDtypeStructs), float32, from a NumPy generator.
@@ -38,5 +40,4 @@ def draw_variables(module: nn.Module, *args: Any, seed: int = 0, **kwargs: Any) 
 
 def run_once(function: Callable[..., Any], *args: Any) -> Any:
     """function(*args), compiled whole but without XLA's optimiser: a quarter of the compile time."""
-    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    return jax.jit(function).lower(*args).compile(compiler_options=options)(*args)
+    return jax.jit(function, compiler_options=UNOPTIMISED)(*args)
