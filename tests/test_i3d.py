@@ -8,7 +8,7 @@ import pytest
 from sptad_jax.errors import UserError
 from sptad_jax.models import conv3d, i3d
 from tests.reference.arrays import close, normal
-from tests.reference.parameters import run_once
+from tests.reference.parameters import draw_variables, run_once
 
 
 def small_model(**options):
@@ -18,7 +18,7 @@ def small_model(**options):
     """
     model = i3d.I3D(**{"width_multiplier": 0.125, "conv_mode": "decomposed", "end_points": ("Mixed_3b",), **options})
     x = normal(0, (1, 16, 32, 32, 3))
-    variables = jax.jit(model.init)(jax.random.key(0), x)
+    variables = draw_variables(model, x)
     leaves, tree = jax.tree_util.tree_flatten_with_path(variables)
     rng = np.random.default_rng(1)
     ranges = {"scale": (0.7, 1.3), "var": (0.5, 1.5), "mean": (-0.2, 0.2), "bias": (-0.1, 0.2)}
@@ -33,7 +33,7 @@ def loss_and_gradients(model, variables, x, train=False):
         outputs, updated = model.apply(variables_, x, train=train, mutable=["batch_stats"])
         return sum(jnp.mean(jnp.square(y.astype(jnp.float32))) for y in outputs.values()), updated
 
-    (value, updated), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(variables["params"], x)
+    (value, updated), gradients = run_once(jax.value_and_grad(loss, (0, 1), has_aux=True), variables["params"], x)
     return value, gradients[0], gradients[1], updated["batch_stats"]
 
 
@@ -153,7 +153,7 @@ def test_bfloat16_keeps_float32_parameters():
     half = small_model(dtype=jnp.bfloat16, end_points=model.end_points)[0]
     initial = jax.eval_shape(lambda: half.init(jax.random.key(0), x))
     assert {leaf.dtype for leaf in jax.tree.leaves(initial)} == {jnp.dtype(jnp.float32)}
-    exact, rough = jax.jit(model.apply)(variables, x), jax.jit(half.apply)(variables, x)
+    exact, rough = run_once(model.apply, variables, x), run_once(half.apply, variables, x)
     for name in exact:
         assert rough[name].dtype == jnp.bfloat16
         close(rough[name], exact[name], 0.05)

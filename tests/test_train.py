@@ -28,7 +28,7 @@ def get_config():
             bn_mode="train", dropout=0.1),
         loss=LossConfig(matcher="optax"),
         data=DataConfig(dataset_dir={dataset!r}, train_subset="training", test_subset="testing", num_frames=16,
-                        crop_size=32, stride_train=8, stride_test=8, max_targets=4, read_threads=0),
+                        crop_size=16, stride_train=8, stride_test=8, max_targets=4, read_threads=0),
         train=TrainConfig(epochs=6.0, batch_size=4, learning_rate=1e-2, ema_decay=0.5, log_every=1,
                           checkpoint_every=3),
         inference=InferenceConfig(min_score=0.0, nms="none", batch_size=4))

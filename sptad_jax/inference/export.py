@@ -6,6 +6,7 @@ pytorch_i3d.py:121-138, 195-305). docs/torch_detector.py is a network that reads
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -18,7 +19,7 @@ import jax
 import numpy as np
 
 from sptad_jax import config as config_lib
-from sptad_jax.config import CHANNELS, Config
+from sptad_jax.config import CHANNELS, Config, ModelConfig
 from sptad_jax.errors import UserError
 from sptad_jax.files import AnyPath, to_path, write_bytes
 from sptad_jax.models.pretrained import flatten, unflatten
@@ -246,8 +247,14 @@ def _to_torch_axes(path: str, rank: int) -> tuple[int, ...]:
 
 def variable_shapes(config: Config, num_classes: int) -> dict[str, Any]:
     """Paths, shapes and dtypes of the detector's variables ("params/...", "batch_stats/..."); nothing is computed."""
-    shape = (1, config.data.num_frames, config.data.crop_size, config.data.crop_size)
-    inputs = {name: jax.ShapeDtypeStruct((*shape, CHANNELS[name]), np.float32) for name in config.model.streams}
     # no parameter depends on conv_mode, and the direct one is traced 20 times as fast
-    model = SPTAD(dataclasses.replace(config.model, conv_mode="direct"), num_classes)
+    model_config = dataclasses.replace(config.model, conv_mode="direct")
+    return dict(_variable_shapes(model_config, config.data.num_frames, config.data.crop_size, num_classes))
+
+
+@functools.lru_cache(maxsize=4)  # a detector is checked when its file is read, and when it is put together
+def _variable_shapes(config: ModelConfig, num_frames: int, crop_size: int, num_classes: int) -> dict[str, Any]:
+    shape = (1, num_frames, crop_size, crop_size)
+    inputs = {name: jax.ShapeDtypeStruct((*shape, CHANNELS[name]), np.float32) for name in config.streams}
+    model = SPTAD(config, num_classes)
     return flatten(jax.eval_shape(lambda x: model.init(jax.random.key(0), x, None, train=False), inputs))
