@@ -3,6 +3,8 @@
 import json
 import os
 import struct
+import subprocess
+import sys
 
 import pytest
 
@@ -82,9 +84,25 @@ def test_tensorboard_events(tmp_path):
     assert events_of(tmp_path) == [(10, "loss", 0.5), (20, "loss", 0.25)]
 
 
+def test_tensorboard_takes_no_pytorch(tmp_path):
+    """190 MB more and a second in each process that trains; a PyTorch that cannot be imported afterwards."""
+    for package in ("tensorboardX", "torch"):
+        pytest.importorskip(package)
+    code = """if True:
+        import pathlib, sys
+        from sptad_jax.training.metrics import MetricWriter
+        writer = MetricWriter(pathlib.Path(sys.argv[1]), 1)
+        writer.write(10, {"loss": 0.5})
+        writer.close()
+        assert "tensorboardX" in sys.modules and "torch" not in sys.modules
+        import torch"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert events_of(tmp_path) == [(10, "loss", 0.5)]
+
+
 def test_works_without_tensorboard(tmp_path, monkeypatch, capsys):
     """A training image without tensorboardX that cannot train; and a silent lack of events."""
-    monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
     write(tmp_path, 1, (10, 0.5))
     assert read(tmp_path) == [{"step": 10, "loss": 0.5}] and not (tmp_path / "tensorboard").exists()
     assert "tensorboardX" in capsys.readouterr().err
