@@ -136,6 +136,21 @@ def test_programs_that_are_kept_do_without_onednn(monkeypatch, cache_folder):
     assert conv3d.fit_to_device(model_config(dtype="bfloat16"))[0].conv_mode == "onednn"
 
 
+def test_many_groups_of_pictures(monkeypatch):
+    """A sum over groups that oneDNN makes one call of, which aborts the process beyond 32 sums (four windows of 256
+    frames at the paper's size are 41 groups), and groups that are lost or counted twice; against XLA's own gradient."""
+    monkeypatch.setattr(conv3d, "GROUP_SIZE", 1)  # a group a picture
+    x, kernel = normal(0, (1, 35, 12, 12, 64)), normal(1, (3, 3, 3, 64, 64))
+
+    def gradient(x, kernel, mode):
+        return jax.grad(lambda kernel: jnp.square(conv3d.conv3d(x, kernel, (1, 1, 1), mode)).sum())(kernel)
+
+    options = conv3d.fit_to_device(model_config("onednn"))[1]
+    found = jax.jit(gradient, static_argnums=2, compiler_options=options)(x, kernel, "onednn")
+    exact = jax.jit(gradient, static_argnums=2)(x, kernel, "direct")
+    np.testing.assert_allclose(found, exact, atol=1e-5 * float(jnp.abs(exact).max()))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_onednn_makes_every_convolution(dtype):
     """A form of convolution, forward or in a gradient by the input, that XLA computes itself; a probe that always says

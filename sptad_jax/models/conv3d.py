@@ -259,8 +259,11 @@ def _kernel_gradient(x: Array, gradient: Array, shape: tuple[int, ...], strides:
     """The sum over groups of pictures whose matrices (`_kernel_product`) have at most about GROUP_SIZE numbers each."""
     size = max(x[0].size // strides[0] * shape[0], gradient[0].size * -(-shape[1] // strides[1]))
     count = min(-(-len(x) * size // GROUP_SIZE), len(x))
-    groups = zip(jnp.array_split(x, count), jnp.array_split(gradient, count))
-    return functools.reduce(jnp.add, (_kernel_product(*group, shape, strides) for group in groups))
+    total = jnp.zeros(shape, x.dtype)
+    for group in zip(jnp.array_split(x, count), jnp.array_split(gradient, count)):
+        # The barrier, as XLA joins the first product and all sums to one call of oneDNN, which aborts beyond 32.
+        total = lax.optimization_barrier(total + _kernel_product(*group, shape, strides))
+    return total
 
 
 def _kernel_product(x: Array, gradient: Array, shape: tuple[int, ...], strides: tuple[int, int]) -> Array:
