@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 import warnings
 from typing import Literal
 
@@ -29,12 +30,13 @@ def fit_to_device(config: ModelConfig) -> tuple[ModelConfig, dict[str, bool | st
     """The config with a `conv_mode` for "auto" that is fastest on the default backend, and what `jax.jit` needs for it.
 
     On a CPU, XLA orders operations so that all start that could run side by side, from which two cores gain nothing:
-    the order that needs least memory takes 0.6 to 0.75 of the buffers in jax 0.10. In float32, convolutions that are
-    left to XLA are kept from YNNPACK, which needs up to seven times as long for few channels; but not what oneDNN
-    leaves, gradients by the kernel, where there is AVX-512, with which it is the faster (benchmarks/RESULTS.md).
+    the order that needs least memory takes 0.6 to 0.75 of the buffers in jax 0.10. Convolutions that are left to XLA
+    are kept from YNNPACK, which needs up to seven times as long for few channels; but not what oneDNN leaves,
+    gradients by the kernel, where there is AVX-512, with which it is the faster (benchmarks/RESULTS.md).
 
     JAX cannot keep programs that call oneDNN on disk. Where it is to keep them (jax_compilation_cache_dir), float32
-    does without oneDNN; bfloat16, which would be ten times slower, does not.
+    does without oneDNN; bfloat16, which would be ten times slower, does not, if the CPU has instructions for it. If
+    not, it is oneDNN that is slow: some of its products in bfloat16 take a hundred times as long as XLA's.
     """
     mode = config.conv_mode
     if mode == "auto":
@@ -42,18 +44,19 @@ def fit_to_device(config: ModelConfig) -> tuple[ModelConfig, dict[str, bool | st
         on_cpu = jax.default_backend() == "cpu"
         mode = ("onednn" if has_onednn(config.compute_dtype) and not kept else "decomposed") if on_cpu else "direct"
     options: dict[str, bool | str] = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-    if mode == "onednn" or config.compute_dtype == "bfloat16":
+    onednn = mode == "onednn" or (config.compute_dtype == "bfloat16" and has_bfloat16())
+    if onednn:
         options["xla_cpu_experimental_onednn_custom_call"] = True
-    slow_ynnpack = mode == "decomposed" or (mode == "onednn" and not has_avx512())
-    if slow_ynnpack and config.compute_dtype == "float32":
+    if mode != "direct" and not (onednn and has_avx512()):
         options["xla_cpu_experimental_ynn_fusion_type"] = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
     return dataclasses.replace(config, conv_mode=mode), options if jax.default_backend() == "cpu" else None
 
 
 @functools.cache
 def has_onednn(dtype: str) -> bool:
-    """Whether XLA can hand 3-D convolutions in `dtype` to oneDNN (jaxlib from 0.11 on, x86 CPUs); found by trying."""
-    if jax.default_backend() != "cpu":
+    """Whether XLA can hand 3-D convolutions in `dtype` to oneDNN (jaxlib from 0.11 on, x86 CPUs), found by trying, and
+    the CPU has instructions for `dtype`."""
+    if jax.default_backend() != "cpu" or (dtype == "bfloat16" and not has_bfloat16()):
         return False
     shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape in ((1, 4, 8, 8, 16), (3, 3, 3, 16, 16))]
     lowered = jax.jit(functools.partial(_plain_conv3d, strides=(1, 1, 1))).lower(*shapes)
@@ -68,6 +71,13 @@ def has_avx512() -> bool:
     """Whether this machine's CPU has it, as NumPy found out."""
     simd = np.show_config(mode="dicts")["SIMD Extensions"]
     return any(name.startswith(("AVX512", "X86_V4")) for name in [*simd.get("baseline", []), *simd.get("found", [])])
+
+
+@functools.cache
+def has_bfloat16() -> bool:
+    """Whether this machine's CPU has instructions for bfloat16, as Linux says; elsewhere no."""
+    path = pathlib.Path("/proc/cpuinfo")
+    return path.exists() and not {"avx512_bf16", "amx_bf16"}.isdisjoint(path.read_text().split())
 
 
 def same_padding(size: int, window: int, stride: int) -> tuple[int, int]:
@@ -165,10 +175,15 @@ def _product(x: Array, kernel: Array) -> Array:
 def _product_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = saved
     gradient = lax.optimization_barrier(gradient)  # or XLA computes it once more for its transpose, row by row
-    return jnp.einsum("bthwo,co->bthwc", gradient, kernel), _sum_of_products(x, gradient)
+    return _together(jnp.einsum("bthwo,co->bthwc", gradient, kernel), _sum_of_products(x, gradient))
 
 
 _product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _product_backward)
+
+
+def _together(by_x: Array, by_kernel: Array) -> tuple[Array, Array]:
+    """Has XLA compute both before what follows: it leaves gradients by kernels to the end, and keeps all they need."""
+    return lax.optimization_barrier((by_x, by_kernel))  # type: ignore[no-any-return]
 
 
 def _sum_of_products(x: Array, gradient: Array) -> Array:
@@ -204,7 +219,7 @@ def _conv_by_onednn_backward(strides: Size3, saved: tuple[Array, Array], gradien
     else:
         (by_kernel,) = jax.vjp(lambda kernel: _plain_conv2d(pictures, kernel, strides[1:]), folded)[1](gradient)
     by_kernel = by_kernel.reshape(*kernel.shape[1:3], kernel.shape[0], *kernel.shape[3:])
-    return by_x, jnp.transpose(by_kernel, (2, 0, 1, 3, 4))
+    return _together(by_x, jnp.transpose(by_kernel, (2, 0, 1, 3, 4)))
 
 
 _conv_by_onednn.defvjp(_conv_by_onednn_forward, _conv_by_onednn_backward)
@@ -252,7 +267,7 @@ def _conv2d_backward(strides: tuple[int, int], saved: tuple[Array, Array], gradi
         by_x = _plain_conv2d(gradient, jnp.swapaxes(kernel[::-1, ::-1], 2, 3), strides)
     if kernel.shape[3] >= MIN_FEATURES:
         by_kernel = _kernel_gradient(x, gradient, kernel.shape, strides)
-    return by_x, by_kernel
+    return _together(by_x, by_kernel)
 
 
 def _kernel_gradient(x: Array, gradient: Array, shape: tuple[int, ...], strides: tuple[int, int]) -> Array:
