@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.timing import report, time_in_turns
 from sptad_jax.config import CHANNELS, Config, load_config
-from sptad_jax.inference.predict import windows_to_detections
+from sptad_jax.inference.postprocess import windows_to_detections
 from sptad_jax.models.conv3d import fit_to_device
 from sptad_jax.models.sptad import SPTAD
 from sptad_jax.training.step import init_variables

@@ -21,7 +21,8 @@ from sptad_jax.data.pipeline import make_test_batches
 from sptad_jax.evaluation.average_precision import evaluate
 from sptad_jax.evaluation.files import load_ground_truth
 from sptad_jax.inference.detect import load_detector
-from sptad_jax.inference.predict import make_forward, predict_windows, windows_to_detections
+from sptad_jax.inference.postprocess import windows_to_detections
+from sptad_jax.inference.predict import make_forward, predict_windows
 from sptad_jax.inference.sharing import SharedForward
 
 Batches = list[dict[str, np.ndarray]]

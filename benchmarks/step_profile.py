@@ -28,8 +28,8 @@ from sptad_jax.training.step import create_state, init_variables, make_train_ste
 # The first pattern that is found in an operation's scopes names its part.
 PARTS = {
     "max pools": r"/max_pool\b",
-    "stem": r"backbone_\w+/Conv3d_",
-    "inception blocks": r"backbone_\w+/Mixed_",
+    "stem": r"/Conv3d_[12]",
+    "inception blocks": r"/Mixed_",
     "rest of the backbones": r"backbone_\w+/",
     "temporal FPN": r"/temporal_fpn/",
     "SoI Align": r"/soi_align/",

@@ -9,13 +9,8 @@ import pytest
 from sptad_jax.config import Config, DataConfig, InferenceConfig
 from sptad_jax.data.datasets import open_dataset
 from sptad_jax.errors import UserError
-from sptad_jax.inference.predict import (
-    check_test_videos,
-    evaluate_state,
-    make_forward,
-    predict_windows,
-    windows_to_detections,
-)
+from sptad_jax.inference.postprocess import windows_to_detections
+from sptad_jax.inference.predict import check_test_videos, evaluate_state, make_forward, predict_windows
 from sptad_jax.models.sptad import SPTAD
 from tests.reference.parameters import draw_variables, run_once
 from tests.reference.tiny_dataset import make_tiny_dataset

@@ -22,7 +22,8 @@ from sptad_jax.data.video import FrameReader
 from sptad_jax.errors import UserError
 from sptad_jax.files import AnyPath
 from sptad_jax.inference.export import read_detector
-from sptad_jax.inference.predict import Forward, make_forward, windows_to_detections
+from sptad_jax.inference.postprocess import windows_to_detections
+from sptad_jax.inference.predict import Forward, make_forward
 from sptad_jax.inference.sharing import run_batches
 from sptad_jax.program_cache import keep_programs
 from sptad_jax.training import sharding

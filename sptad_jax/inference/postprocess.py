@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sptad_jax.config import InferenceConfig
+from sptad_jax.config import Config, InferenceConfig
 from sptad_jax.errors import UserError
 from sptad_jax.files import as_path, write_text
 from sptad_jax.inference.nms import box_decay, gaussian_decay, greedy_nms
@@ -21,6 +21,36 @@ from sptad_jax.segments import tiou
 
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # score [n], segments_sec [n, 2], class index [n]
 TIME_DECIMALS = 4  # times are rounded to 0.1 ms, far below a frame, so that files stay small; scores are not rounded
+
+
+def windows_to_detections(
+    windows: dict[str, np.ndarray],
+    *,
+    duration_sec: float,
+    fps: float,
+    config: Config,
+    classes: tuple[str, ...],
+    external: dict[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """One video's window predictions -> detections in seconds, best first (see postprocess_video)."""
+    looks = 2 if config.inference.mirror else 1  # a window in a mirror is one more window: it votes for itself
+    class_prob, segments_norm = (
+        value.reshape(len(value) * looks, value.shape[1] // looks, value.shape[2])
+        for value in (windows["class_prob"], windows["segments_norm"])
+    )
+    per_window = {name: windows[name] for name in ("clip_prob", "start_frame") if name in windows}
+    per_look = {name: np.repeat(value, looks, axis=0) for name, value in per_window.items()}
+    return postprocess_video(
+        class_prob,
+        segments_norm,
+        per_look.get("clip_prob"),
+        per_look["start_frame"] / fps,
+        config.data.num_frames / fps,
+        duration_sec,
+        classes,
+        config.inference,
+        external_scores=external,
+    )
 
 
 def postprocess_video(

@@ -14,12 +14,16 @@ from jax.sharding import Mesh
 from sptad_jax.config import Config
 from sptad_jax.data import augment
 from sptad_jax.data.datasets import Dataset
-from sptad_jax.data.pipeline import make_test_batches
 from sptad_jax.errors import UserError
 from sptad_jax.evaluation.average_precision import evaluate
 from sptad_jax.evaluation.files import load_ground_truth
 from sptad_jax.files import AnyPath, write_json
-from sptad_jax.inference.postprocess import external_row, load_external_scores, postprocess_video, write_detections
+from sptad_jax.inference.postprocess import (
+    external_row,
+    load_external_scores,
+    windows_to_detections,
+    write_detections,
+)
 from sptad_jax.inference.sharing import SharedForward, join, run_batches
 from sptad_jax.models.conv3d import fit_to_device
 from sptad_jax.models.sptad import SPTAD, final_predictions, make_backbone
@@ -144,36 +148,6 @@ def predict_windows(
     return {int(i): {name: value[video_index == i] for name, value in rows.items()} for i in np.unique(video_index)}
 
 
-def windows_to_detections(
-    windows: dict[str, np.ndarray],
-    *,
-    duration_sec: float,
-    fps: float,
-    config: Config,
-    classes: tuple[str, ...],
-    external: dict[str, float] | None = None,
-) -> list[dict[str, Any]]:
-    """One video's window predictions -> detections in seconds, best first (see postprocess_video)."""
-    looks = 2 if config.inference.mirror else 1  # a window in a mirror is one more window: it votes for itself
-    class_prob, segments_norm = (
-        value.reshape(len(value) * looks, value.shape[1] // looks, value.shape[2])
-        for value in (windows["class_prob"], windows["segments_norm"])
-    )
-    per_window = {name: windows[name] for name in ("clip_prob", "start_frame") if name in windows}
-    per_look = {name: np.repeat(value, looks, axis=0) for name, value in per_window.items()}
-    return postprocess_video(
-        class_prob,
-        segments_norm,
-        per_look.get("clip_prob"),
-        per_look["start_frame"] / fps,
-        config.data.num_frames / fps,
-        duration_sec,
-        classes,
-        config.inference,
-        external_scores=external,
-    )
-
-
 def check_test_videos(dataset: Dataset, config: Config) -> dict[str, dict[str, float]]:
     """External scores of the test videos, video -> label -> score; {} without `inference.external_scores`.
 
@@ -200,6 +174,8 @@ def evaluate_state(
     and share the windows; no computation spans several of them until the predictions are gathered, so that none waits
     for another before that. Each returns the results, the first one writes the files.
     """
+    from sptad_jax.data.pipeline import make_test_batches  # here, as detection in a file does without Grain
+
     forward = forward or make_forward(config, len(dataset.classes))
     batches = make_test_batches(
         dataset, config.data, sharding.round_up(config.inference.batch_size, jax.device_count()), config.model.streams,

@@ -48,6 +48,7 @@ _POOLS: dict[str, tuple[Size3, Size3]] = {
     "MaxPool3d_5a_2x2": ((2, 2, 2), (2, 2, 2)),
 }
 END_POINTS = tuple(sorted((*_CONVS, *_POOLS, *_MIXED), key=lambda name: name.split("_")[1]))  # 1a, 2a, 2b .. 5c
+_STEM = END_POINTS[: END_POINTS.index("Mixed_3b")]
 
 
 def is_batch_norm_path(path: Iterable[Any]) -> bool:
@@ -221,7 +222,8 @@ class I3D(nn.Module):
     bn_momentum: float = 0.99  # decay of the running statistics
     # of `conv3d`; auto: decomposed on a CPU, as it needs no options of the compiler (see `fit_to_device`), else direct
     conv_mode: Literal["auto", "decomposed", "onednn", "direct"] = "auto"
-    remat: bool = False  # recompute every block in the backward pass
+    # recompute in the backward pass the stem, whose maps are the largest, as a whole, and every block after it
+    remat: bool = False
     dtype: Any = jnp.float32  # of convolutions and activations; parameters and statistics are float32
     num_logits: int = 0  # classes of the Kinetics head
 
@@ -233,23 +235,32 @@ class I3D(nn.Module):
             raise UserError(f"model.end_points: {what}; choose among {', '.join(END_POINTS)}.")
         automatic: Mode = "decomposed" if jax.default_backend() == "cpu" else "direct"
         mode = automatic if self.conv_mode == "auto" else self.conv_mode
-        pool = jax.checkpoint(max_pool3d, static_argnums=(1, 2, 3)) if self.remat else max_pool3d
-        wrap = nn.remat if self.remat else (lambda module: module)
-        unit = functools.partial(Unit3D, bn_mode=self.bn_mode, bn_momentum=self.bn_momentum, conv_mode=mode,
-                                 dtype=self.dtype, train=train)  # fmt: skip
         outputs: dict[str, Array] = {}
         last = "Mixed_5c" if self.num_logits else max(self.end_points, key=END_POINTS.index)
-        for name in END_POINTS[: END_POINTS.index(last) + 1]:
-            if name in _POOLS:
-                x = pool(x, *_POOLS[name], mode)
-            elif name in _CONVS:
-                channels, kernel, strides = _CONVS[name]
-                channels = scaled_channels(channels, self.width_multiplier)
-                x = wrap(Unit3D)(channels, kernel, strides, **unit.keywords, name=name)(x)
-            else:
-                widths = tuple(scaled_channels(c, self.width_multiplier) for c in _MIXED[name])
-                x = wrap(Mixed)(widths, unit, mode, name=name)(x)
-            outputs |= {name: x} if name in self.end_points else {}
+        names = END_POINTS[: END_POINTS.index(last) + 1]
+        for group in (names[: len(_STEM)], *zip(names[len(_STEM) :])):
+            run = functools.partial(I3D._run, names=group, mode=mode, train=train)
+            x, found = (nn.remat(run) if self.remat else run)(self, x)
+            outputs |= found
         if self.num_logits:
             outputs["Logits"] = Logits(self.num_logits, name="Logits")(x)
         return outputs
+
+    @nn.nowrap
+    def _run(self, x: Array, *, names: Iterable[str], mode: Mode, train: bool) -> tuple[Array, dict[str, Array]]:
+        """Some blocks in a row: the last output, and those of `end_points`."""
+        outputs: dict[str, Array] = {}
+        unit = functools.partial(Unit3D, bn_mode=self.bn_mode, bn_momentum=self.bn_momentum, conv_mode=mode,
+                                 dtype=self.dtype, train=train)  # fmt: skip
+        for name in names:
+            if name in _POOLS:
+                x = max_pool3d(x, *_POOLS[name], mode)
+            elif name in _CONVS:
+                channels, kernel, strides = _CONVS[name]
+                channels = scaled_channels(channels, self.width_multiplier)
+                x = unit(channels, kernel, strides, name=name)(x)
+            else:
+                widths = tuple(scaled_channels(c, self.width_multiplier) for c in _MIXED[name])
+                x = Mixed(widths, unit, mode, name=name)(x)
+            outputs |= {name: x} if name in self.end_points else {}
+        return x, outputs

@@ -5,7 +5,7 @@ import numpy as np
 
 from sptad_jax.data.streams import read_streams
 from sptad_jax.data.windows import make_window_starts
-from sptad_jax.inference.predict import windows_to_detections
+from sptad_jax.inference.postprocess import windows_to_detections
 
 
 def cut(stream: np.ndarray, start: int, length: int) -> np.ndarray:
