@@ -9,8 +9,7 @@ timed before they agree. Parts:
     backbone  I3D forward, RGB; on a GPU the paper's protocol: 1x256x96x96, 2 warm-up and 20 timed passes
     gradient  I3D forward and backward by every kernel, RGB
     detector  the whole forward pass, from bytes
-    step      the whole training step, and where memory is measured also with model.remat=true
-    memory    peak of a training step (Linux)
+    step      the whole training step, also with model.remat=true, and its peak memory (Linux)
     batch     backbone with twice the batch until memory ends or no side gains; default on an accelerator alone
 
 To save time, float32 and tf32 do backbone and step alone on an accelerator, unless --parts names more.
@@ -38,7 +37,7 @@ from benchmarks import jax_side, torch_side
 from benchmarks.timing import median_ratio, report
 from sptad_jax.config import Config, apply_overrides, to_dict, validate
 
-PARTS = ("backbone", "gradient", "detector", "step", "memory", "batch")
+PARTS = ("backbone", "gradient", "detector", "step", "batch")
 BASE = ("train.batch_size=1", "data.random_crop=false", "data.flip_prob=0")  # the same windows on both sides
 # relative error (2-norm) of what the sides compute
 TOLERANCE = {"float32": 1e-3, "tf32": 1e-2, "bfloat16": 1e-1}
@@ -90,30 +89,30 @@ def main() -> None:
     accelerator = jax_side.on_accelerator()
     parts = args.parts or (PARTS if accelerator else PARTS[:-1])
     frames = [16] if args.quick else args.frames or ([256] if accelerator else [64, 256])
-    repeats = args.repeats or (20 if accelerator else 5)
+    repeats = args.repeats or (2 if args.quick else 20 if accelerator else 5)
     rows: list[dict[str, Any]] = []
-    memory: dict[str, int | float] = {}
     with contextlib.ExitStack() as stack:
         plans = {"pytorch": ("pytorch", ""), "torch.compile": ("pytorch", args.compile), "jax": ("jax", "")}
         sides = {name: stack.enter_context(Side(*plan)) for name, plan in plans.items()
                  if name != "torch.compile" or args.compile}
-        with_remat = sides
-        if {"step", "memory"} <= set(parts):
-            with_remat = sides | {"jax, remat": stack.enter_context(Side("jax", remat=True))}
         for precision, count in itertools.product(args.dtype, frames):
             config = make_config(args, precision, count)
             fewer = accelerator and precision != "bfloat16" and not args.parts
             for part in ("backbone", "step") if fewer else parts:
-                if part == "memory":
-                    memory |= compare_memory(config, precision)
-                elif part == "batch":
+                if part == "batch":
                     rows += find_best_batch(config, precision, sides, repeats)
+                elif part == "step":  # processes that did nothing before, as their memory is measured
+                    with contextlib.ExitStack() as fresh:
+                        new = {name: fresh.enter_context(Side(*plans[name])) for name in sides}
+                        new["jax, remat"] = fresh.enter_context(Side("jax", remat=True))
+                        timed = compare("step", config, precision, new, repeats)
+                        rows += add_peaks(timed, new) if sys.platform == "linux" else timed
                 else:
-                    rows += compare(part, config, precision, with_remat if part == "step" else sides, repeats)
+                    rows += compare(part, config, precision, sides, repeats)
     if args.peak_tflops:
         rows = [row | {"utilisation": row["TFLOP/s"] / args.peak_tflops} for row in rows]
     report("The network in JAX against PyTorch", rows, args.output, jax=jax_side.describe(),
-           torch=torch_side.describe(), **memory)
+           torch=torch_side.describe())
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -125,14 +124,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--compile", nargs="?", const="default", default="", metavar="MODE",
                         help="a further side by torch.compile; MODE as reduce-overhead")
     parser.add_argument("--peak-tflops", type=float, default=0.0, help="of the device, adds a column of utilisation")
-    parser.add_argument("--repeats", type=int, default=0, help="default 5, on an accelerator 20")
-    parser.add_argument("--quick", action="store_true", help="windows of 16 frames of 64 pixels")
+    parser.add_argument("--repeats", type=int, default=0, help="default 5, on an accelerator 20, with --quick 2")
+    parser.add_argument("--quick", action="store_true", help="small: RGB, 16 frames of 64 pixels, 2 stages, 2 repeats")
     parser.add_argument("--output", default="", help="JSON file to write")
     return parser.parse_args()
 
 
 def make_config(args: argparse.Namespace, precision: str, frames: int) -> Config:
-    size = ["data.crop_size=64"] if args.quick else []
+    size = ["data.crop_size=64", 'model.streams=["rgb"]', "model.num_stages=2"] if args.quick else []
     dtype = "bfloat16" if precision == "bfloat16" else "float32"
     config = apply_overrides(Config(), [*BASE, f"data.num_frames={frames}", f"data.stride_test={frames}",
                                         f"model.compute_dtype={dtype}", *size, *args.set])
@@ -196,20 +195,11 @@ def refuse_difference(sides: dict[str, Side], precision: str, where: str, path: 
                              f"{tolerance}; they do not compute the same, so nothing was timed.")
 
 
-def compare_memory(config: Config, precision: str) -> dict[str, int | float]:
-    """Peak MiB of a training step of each side, in processes that did nothing before, and ratios of them."""
-    where = f"{config.data.num_frames} frames, {precision}"
-    peak = {}
-    with tempfile.TemporaryDirectory() as folder:
-        save_arrays(config, folder)
-        for name, (library, remat) in {"jax": ("jax", False), "jax, remat": ("jax", True),
-                                       "pytorch": ("pytorch", False)}.items():
-            with Side(library, remat=remat) as side:
-                side.make("step", config, precision, folder)
-                peak[name] = side.ask("peak") / 2**20
-    mib: dict[str, int | float] = {f"peak MiB of a step, {where}, {name}": round(value) for name, value in peak.items()}
-    return mib | {f"peak memory, {where}, jax to pytorch": peak["jax"] / peak["pytorch"],
-                  f"peak memory, {where}, remat to jax": peak["jax, remat"] / peak["jax"]}
+def add_peaks(rows: list[dict[str, Any]], sides: dict[str, Side]) -> list[dict[str, Any]]:
+    """The same rows with the peak of each side, in MiB and as a share of PyTorch's."""
+    peak = {name: side.ask("peak") / 2**20 for name, side in sides.items()}
+    return [row | {"peak MiB": round(peak[row["side"]]), "peak to pytorch": peak[row["side"]] / peak["pytorch"]}
+            for row in rows]
 
 
 def find_best_batch(config: Config, precision: str, sides: dict[str, Side], repeats: int) -> list[dict[str, Any]]:

@@ -34,8 +34,9 @@ def median_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> fl
 
 def report(title: str, rows: Sequence[Mapping[str, Any]], output: str, **facts: Any) -> None:
     """Prints the rows as a table, and writes them with date and machine to the JSON file `output`, if one is named."""
-    names = list(rows[0]) if rows else []  # a benchmark may have facts alone
-    cells = [names, *([f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows)]
+    names = list(dict.fromkeys(name for row in rows for name in row))  # a row may lack some
+    values = [[row.get(name, "") for name in names] for row in rows]
+    cells = [names, *([f"{v:.3g}" if isinstance(v, float) else str(v) for v in line] for line in values)]
     widths = [max(map(len, column)) for column in zip(*cells)]
     print(title)
     for line in cells:
