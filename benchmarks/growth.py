@@ -9,6 +9,7 @@ compiled program allocates besides arguments and results.
 
 import argparse
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -76,13 +77,19 @@ def make_forward(config: Config) -> tuple[Callable[[], Any], float]:
     """A function that runs one window through the detector, and the MiB that its program allocates."""
     model_config, compiler_options = fit_to_device(config.model)
     model = SPTAD(model_config, NUM_CLASSES)
-    variables = init_variables(config, NUM_CLASSES)
+    variables = draw_variables(with_frames(config, FRAMES[0]))
     shape = (1, config.data.num_frames, config.data.crop_size, config.data.crop_size)
     inputs = {name: jnp.zeros((*shape, CHANNELS[name])) for name in config.model.streams}
     forward = jax.jit(lambda v, x: model.apply(v, x, None, train=False)[0], compiler_options=compiler_options)
     program = forward.lower(variables, inputs).compile()
     memory: Any = program.memory_analysis()
     return (lambda: jax.block_until_ready(program(variables, inputs))), memory.temp_size_in_bytes / 2**20
+
+
+@functools.cache
+def draw_variables(config: Config) -> Any:
+    """Random ones; they are the same for any window."""
+    return init_variables(config, NUM_CLASSES)
 
 
 def make_postprocessing(config: Config, hours: float) -> Callable[[], Any]:

@@ -4,7 +4,8 @@
 
 `jax.profiler` times each operation of the compiled step, `jax.named_scope` says to which part it belongs; gradients
 count to the part whose they are. On a CPU the times are those of threads, so that on two cores they add up to more than
-the step takes. An operation that XLA made out of several parts counts to the one that its last piece comes from.
+the step takes. An operation that XLA made out of several parts counts to the one that its last piece comes from, and
+one that lost its name (products that go to YNNPACK) to the part of what it reads.
 """
 
 import argparse
@@ -45,7 +46,7 @@ PARTS = {
     "augmentation": r"\baugmentation\b",
     "in no scope": "",
 }
-_OPERATION = re.compile(r'%?([\w.-]+) = [^\n]*op_name="([^"]*)"')
+_OPERATION = re.compile(r"%([\w.-]+) = [^\n]*? [\w-]+\((%[^)\n]*)\)([^\n]*)")
 
 
 def main() -> None:
@@ -82,7 +83,17 @@ def profile_step(config: Config, steps: int) -> tuple[dict[str, float], dict[str
             jax.block_until_ready(state)
         (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
         profile = ProfileData.from_file(str(path))
-    return sum_operations(profile), dict(_OPERATION.findall(program.as_text()))
+    return sum_operations(profile), read_scopes(program.as_text())
+
+
+def read_scopes(program: str) -> dict[str, str]:
+    """The scopes of each operation of an XLA program, which names operands before what reads them."""
+    scopes: dict[str, str] = {}
+    for name, operands, rest in _OPERATION.findall(program):
+        found = re.search(r'op_name="([^"]*)"', rest)
+        inherited = (scopes.get(operand, "") for operand in re.findall(r"%([\w.-]+)", operands))
+        scopes[name] = found[1] if found else next(filter(None, inherited), "")
+    return scopes
 
 
 def sum_operations(profile: ProfileData) -> dict[str, float]:

@@ -25,6 +25,19 @@ def test_every_part_is_found(monkeypatch):
     assert sum(parts.values()) == pytest.approx(sum(seconds.values()))
 
 
+def test_an_operation_without_a_name_counts_to_what_it_reads():
+    """Catches products for YNNPACK, a third of a step, in no scope; names of arguments, which are no scopes."""
+    program = """
+  %p.1 = f32[8,50]{1,0} parameter(0), metadata={op_name="state.params['a']"}
+  %pad.2 = (f32[9,50]{1,0}, f32[]) fusion(%p.1), kind=kLoop, calls=%c.1, metadata={op_name="jit(f)/a/Mixed_3b/pad"}
+  %ynn_fusion.3 = f32[8,50]{1,0} fusion(%p.1, %pad.2), kind=kCustom, calls=%c.2
+  ROOT %copy.4 = f32[8,50]{1,0} copy(%ynn_fusion.3)
+  %log.5 = f32[] log(%p.1)
+"""
+    scope = "jit(f)/a/Mixed_3b/pad"
+    assert step_profile.read_scopes(program) == {"pad.2": scope, "ynn_fusion.3": scope, "copy.4": scope, "log.5": ""}
+
+
 def test_onednn_calls_count_to_the_operation_of_the_program():
     """Catches time of a library's calls that stands under names which the program does not know, and host threads
     counted beside a device's own line."""
