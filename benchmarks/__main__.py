@@ -3,7 +3,7 @@
     python -m benchmarks [--quick] [--only NAME ...] [--peak-tflops 989] [--output FOLDER]
 
 Each is a process of its own and writes NAME.json into the folder. One that fails is named at the end, the others go on.
-All run where jax, flax, optax, numpy, scipy and torch are all there is. On an accelerator the comparison with PyTorch
+All run where jax, flax, optax, numpy, scipy and torch (extra [parity]) are all there is. On an accelerator the comparison with PyTorch
 covers float32, tf32 and bfloat16, and `torch.compile`.
 """
 
