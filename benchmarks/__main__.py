@@ -1,10 +1,10 @@
-"""The series: every benchmark that needs no video and no trained detector, one after the other, in one command.
+"""The series: what compares and profiles without a video or a trained detector, one after the other, in one command.
 
     python -m benchmarks [--quick] [--only NAME ...] [--peak-tflops 989] [--output FOLDER]
 
 Each is a process of its own and writes NAME.json into the folder. One that fails is named at the end, the others go on.
-All run where jax, flax, optax, numpy, scipy and torch (extra [parity]) are all there is. On an accelerator the comparison with PyTorch
-covers float32, tf32 and bfloat16, and `torch.compile`.
+All run where jax, flax, optax, numpy, scipy and torch (extra [parity]) are all there is. On an accelerator the
+comparison with PyTorch covers float32, tf32 and bfloat16, and `torch.compile`.
 """
 
 import argparse

@@ -9,6 +9,8 @@ autocast. Sizes are the paper's, windows of 96 x 96 pixels; nothing is timed bef
 """
 
 import argparse
+import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks import torch_side
+from benchmarks import jax_side, torch_side
 from benchmarks.timing import median_ratio, report, time_in_turns
 from sptad_jax.config import ModelConfig
 from sptad_jax.inference.export import to_torch
@@ -43,10 +45,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one window of 64 frames, three repeats")
     parser.add_argument("--output", default="", help="JSON file to write")
     args = parser.parse_args()
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch shares the card
     batch, frames, repeats = (1, 64, 3) if args.quick else (args.batch, args.frames, args.repeats)
     rows = []
     for dtype in args.dtype:
         torch_side.set_precision(dtype)
+        jax_side.set_precision(dtype)
         for where, sides in make_components(batch, frames, dtype):
             for index, what in enumerate(("forward", "forward and gradient")):
                 runs = {name: pair[index] for name, pair in sides.items()}
@@ -153,16 +157,16 @@ def in_jax(function: Callable[..., jax.Array], arrays: list[np.ndarray], weights
     """`weights`: the gradient by the output. Gives the output; gradients by `arrays`, all others computed."""
     inputs = [jnp.asarray(x, dtype) for x in arrays]
     placed = jax.device_put(parameters)
-    options = fit_to_device(MODEL)[1]
+    options = fit_to_device(dataclasses.replace(MODEL, compute_dtype=dtype))[1]  # type: ignore[arg-type]
     forward = jax.jit(function, compiler_options=options)
 
     def gradient(weights: jax.Array, *inputs: Any) -> Any:
         out, backward = jax.vjp(function, *inputs)
-        return backward(weights.astype(out.dtype))
+        return out, backward(weights.astype(out.dtype))  # the output, too, or XLA drops it and what it alone needs
 
     backward, by_output = jax.jit(gradient, compiler_options=options), jnp.asarray(weights)
     return (lambda: [jax.block_until_ready(forward(*inputs, *placed))],
-            lambda: jax.block_until_ready(backward(by_output, *inputs, *placed))[: len(inputs)])  # fmt: skip
+            lambda: jax.block_until_ready(backward(by_output, *inputs, *placed))[1][: len(inputs)])  # fmt: skip
 
 
 def in_torch(function: Callable[..., Tensor], arrays: list[np.ndarray], weights: np.ndarray, dtype: str,

@@ -14,8 +14,8 @@ timed before they agree. Parts:
 
 To save time, float32 and tf32 do backbone and step alone on an accelerator, unless --parts names more.
 
-PyTorch runs eagerly in channels_last_3d, with autocast for bfloat16. On a CPU jax 0.11 and newer hands bfloat16
-convolutions to oneDNN, as PyTorch does; jax 0.10 cannot (see `fit_to_device` in sptad_jax/models/conv3d.py).
+PyTorch runs eagerly in channels_last_3d, with autocast for bfloat16. On a CPU with units for bfloat16, jax 0.11 and
+newer hands such convolutions to oneDNN, as PyTorch does (see `fit_to_device` in sptad_jax/models/conv3d.py).
 """
 
 import argparse
@@ -90,25 +90,22 @@ def main() -> None:
     parts = args.parts or (PARTS if accelerator else PARTS[:-1])
     frames = [16] if args.quick else args.frames or ([256] if accelerator else [64, 256])
     repeats = args.repeats or (2 if args.quick else 20 if accelerator else 5)
+    plans = {"pytorch": ("pytorch", ""), "torch.compile": ("pytorch", args.compile), "jax": ("jax", "")}
+    if not args.compile:
+        del plans["torch.compile"]
     rows: list[dict[str, Any]] = []
-    with contextlib.ExitStack() as stack:
-        plans = {"pytorch": ("pytorch", ""), "torch.compile": ("pytorch", args.compile), "jax": ("jax", "")}
-        sides = {name: stack.enter_context(Side(*plan)) for name, plan in plans.items()
-                 if name != "torch.compile" or args.compile}
-        for precision, count in itertools.product(args.dtype, frames):
-            config = make_config(args, precision, count)
-            fewer = accelerator and precision != "bfloat16" and not args.parts
-            for part in ("backbone", "step") if fewer else parts:
-                if part == "batch":
-                    rows += find_best_batch(config, precision, sides, repeats)
-                elif part == "step":  # processes that did nothing before, as their memory is measured
-                    with contextlib.ExitStack() as fresh:
-                        new = {name: fresh.enter_context(Side(*plans[name])) for name in sides}
-                        new["jax, remat"] = fresh.enter_context(Side("jax", remat=True))
-                        timed = compare("step", config, precision, new, repeats)
-                        rows += add_peaks(timed, new) if sys.platform == "linux" else timed
-                else:
-                    rows += compare(part, config, precision, sides, repeats)
+    for precision, count in itertools.product(args.dtype, frames):
+        config = make_config(args, precision, count)
+        fewer = accelerator and precision != "bfloat16" and not args.parts
+        wanted = ("backbone", "step") if fewer else parts
+        with contextlib.ExitStack() as stack:
+            others = [part for part in wanted if part != "step"]
+            sides = {name: stack.enter_context(Side(*plan)) for name, plan in plans.items() if others}
+            for part in others:
+                measure = find_best_batch if part == "batch" else functools.partial(compare, part)
+                rows += measure(config, precision, sides, repeats)
+        if "step" in wanted:
+            rows += compare_step(config, precision, plans, repeats)
     if args.peak_tflops:
         rows = [row | {"utilisation": row["TFLOP/s"] / args.peak_tflops} for row in rows]
     report("The network in JAX against PyTorch", rows, args.output, jax=jax_side.describe(),
@@ -193,6 +190,16 @@ def refuse_difference(sides: dict[str, Side], precision: str, where: str, path: 
                 if not error <= tolerance:
                     sys.exit(f"{where}: {name} and pytorch differ by {error:.1e} in {key}, which is more than "
                              f"{tolerance}; they do not compute the same, so nothing was timed.")
+
+
+def compare_step(config: Config, precision: str, plans: dict[str, tuple[str, str]], repeats: int
+                 ) -> list[dict[str, Any]]:  # fmt: skip
+    """The rows of the training step, in processes that did nothing before, as their memory is measured too (Linux)."""
+    with contextlib.ExitStack() as stack:
+        sides = {name: stack.enter_context(Side(*plan)) for name, plan in plans.items()}
+        sides["jax, remat"] = stack.enter_context(Side("jax", remat=True))
+        rows = compare("step", config, precision, sides, repeats)
+        return add_peaks(rows, sides) if sys.platform == "linux" else rows
 
 
 def add_peaks(rows: list[dict[str, Any]], sides: dict[str, Side]) -> list[dict[str, Any]]:

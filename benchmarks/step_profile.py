@@ -46,7 +46,7 @@ PARTS = {
     "augmentation": r"\baugmentation\b",
     "in no scope": "",
 }
-_OPERATION = re.compile(r"%([\w.-]+) = [^\n]*? [\w-]+\((%[^)\n]*)\)([^\n]*)")
+_OPERATION = re.compile(r"%([\w.-]+) = [^\n]*? (?!parameter\()[\w-]+\(([^)\n]*)\)([^\n]*)")  # name, operands, rest
 
 
 def main() -> None:

@@ -58,8 +58,10 @@ def test_sides_agree_and_are_timed(run, capsys):
     for row in result["rows"]:
         assert row["input"] == "1x16x32x32" and row["dtype"] == "float32"
         assert row["frames/s"] == pytest.approx(16 / row["seconds"])
-        assert row[f"to {row['side'].removesuffix(', remat')}"] == 1 or "remat" in row["side"]
-        assert ("peak MiB" in row) == (row["part"] == "step")
+        if row["side"] != "jax, remat":
+            assert row[f"to {row['side']}"] == 1
+        if sys.platform == "linux":
+            assert (row["part"] == "step") == (100 < row.get("peak MiB", 0) < 4000)
     flops = {row["part"]: row["TFLOP/s"] * row["seconds"] for row in result["rows"] if row["side"] == "jax"}
     assert 2 < flops["gradient"] / flops["backbone"] < 4
     assert "gradient" in capsys.readouterr().out

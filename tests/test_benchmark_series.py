@@ -45,9 +45,11 @@ def test_the_series_goes_on_after_a_failure(monkeypatch, capsys, tmp_path):
         return SimpleNamespace(returncode=int("benchmarks.matching" in command))
 
     monkeypatch.setattr(series, "subprocess", SimpleNamespace(run=run))
-    monkeypatch.setattr(sys, "argv", ["benchmarks", "--quick", "--output", str(tmp_path)])
+    monkeypatch.setattr(series.jax_side, "on_accelerator", lambda: True)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--quick", "--peak-tflops", "989", "--output", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"failed, see their messages above: matching\."):
         series.main()
     assert [command[1] for command in commands] == [f"benchmarks.{name}" for name in series.SERIES]
     assert all("--quick" in command and command[-1].startswith(str(tmp_path)) for command in commands)
     assert f"{len(series.SERIES)} benchmarks in" in capsys.readouterr().out
+    assert {"bfloat16", "--compile", "989.0"} <= {*commands[0]} and not {"bfloat16", "989.0"} & {*commands[1]}

@@ -33,9 +33,11 @@ def test_an_operation_without_a_name_counts_to_what_it_reads():
   %ynn_fusion.3 = f32[8,50]{1,0} fusion(%p.1, %pad.2), kind=kCustom, calls=%c.2
   ROOT %copy.4 = f32[8,50]{1,0} copy(%ynn_fusion.3)
   %log.5 = f32[] log(%p.1)
+  %iota.6 = s32[8]{0} iota(), iota_dimension=0, metadata={op_name="jit(f)/a/iota"}
 """
     scope = "jit(f)/a/Mixed_3b/pad"
-    assert step_profile.read_scopes(program) == {"pad.2": scope, "ynn_fusion.3": scope, "copy.4": scope, "log.5": ""}
+    assert step_profile.read_scopes(program) == {"pad.2": scope, "ynn_fusion.3": scope, "copy.4": scope, "log.5": "",
+                                                 "iota.6": "jit(f)/a/iota"}  # fmt: skip
 
 
 def test_onednn_calls_count_to_the_operation_of_the_program():

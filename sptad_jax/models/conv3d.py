@@ -36,7 +36,7 @@ def fit_to_device(config: ModelConfig) -> tuple[ModelConfig, dict[str, bool | st
 
     JAX cannot keep programs that call oneDNN on disk. Where it is to keep them (jax_compilation_cache_dir), float32
     does without oneDNN; bfloat16, which would be ten times slower, does not, if the CPU has instructions for it. If
-    not, it is oneDNN that is slow: some of its products in bfloat16 take a hundred times as long as XLA's.
+    not, some of oneDNN's products in bfloat16 take a hundred times as long as XLA's (with AVX-512).
     """
     mode = config.conv_mode
     if mode == "auto":
@@ -75,7 +75,7 @@ def has_avx512() -> bool:
 
 @functools.cache
 def has_bfloat16() -> bool:
-    """Whether this machine's CPU has instructions for bfloat16, as Linux says; elsewhere no."""
+    """Whether this machine's x86 CPU has instructions for bfloat16, as Linux says; elsewhere no."""
     path = pathlib.Path("/proc/cpuinfo")
     return path.exists() and not {"avx512_bf16", "amx_bf16"}.isdisjoint(path.read_text().split())
 
@@ -182,7 +182,8 @@ _product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _product_b
 
 
 def _together(by_x: Array, by_kernel: Array) -> tuple[Array, Array]:
-    """Has XLA compute both before what follows: it leaves gradients by kernels to the end, and keeps all they need."""
+    """Has XLA (jax 0.12; 0.10 does not heed it) compute both before what follows: it leaves gradients by kernels to the
+    end, and keeps all that they need, even what was recomputed to save memory."""
     return lax.optimization_barrier((by_x, by_kernel))  # type: ignore[no-any-return]
 
 
@@ -267,18 +268,18 @@ def _conv2d_backward(strides: tuple[int, int], saved: tuple[Array, Array], gradi
         by_x = _plain_conv2d(gradient, jnp.swapaxes(kernel[::-1, ::-1], 2, 3), strides)
     if kernel.shape[3] >= MIN_FEATURES:
         by_kernel = _kernel_gradient(x, gradient, kernel.shape, strides)
-    return _together(by_x, by_kernel)
+    return by_x, by_kernel
 
 
 def _kernel_gradient(x: Array, gradient: Array, shape: tuple[int, ...], strides: tuple[int, int]) -> Array:
     """The sum over groups of pictures whose matrices (`_kernel_product`) have at most about GROUP_SIZE numbers each."""
     size = max(x[0].size // strides[0] * shape[0], gradient[0].size * -(-shape[1] // strides[1]))
     count = min(-(-len(x) * size // GROUP_SIZE), len(x))
-    total = jnp.zeros(shape, x.dtype)
+    total = jnp.zeros(shape, wide(x))
     for group in zip(jnp.array_split(x, count), jnp.array_split(gradient, count)):
         # The barrier, as XLA joins the first product and all sums to one call of oneDNN, which aborts beyond 32.
-        total = lax.optimization_barrier(total + _kernel_product(*group, shape, strides))
-    return total
+        total = lax.optimization_barrier(total + _kernel_product(*group, shape, strides).astype(total.dtype))
+    return total.astype(x.dtype)
 
 
 def _kernel_product(x: Array, gradient: Array, shape: tuple[int, ...], strides: tuple[int, int]) -> Array:
