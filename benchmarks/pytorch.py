@@ -42,7 +42,7 @@ BASE = ("train.batch_size=1", "data.random_crop=false", "data.flip_prob=0")  # t
 # relative error (2-norm) of what the sides compute
 TOLERANCE = {"float32": 1e-3, "tf32": 1e-2, "bfloat16": 1e-1}
 # Of gradients: rounding decides some ReLUs and maxima otherwise, and each moves them (docs/parity.md); in bfloat16 the
-# sides differ by 0.11 in the first kernel, behind all layers; which of them is nearer to float32 was not measured.
+# sides differ by 0.11 in the first kernel, behind all layers, and both as much from float32 (benchmarks/RESULTS.md).
 GRADIENT_TOLERANCE = {"float32": 5e-2, "tf32": 5e-2, "bfloat16": 2e-1}
 # Of the second training step: the first one moved every parameter by the sign of its gradient, and rounding decides the
 # sign of those near zero. A wrong rate, sign or decay differs by more.
