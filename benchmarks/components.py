@@ -25,7 +25,8 @@ from benchmarks.timing import median_ratio, report, time_in_turns
 from sptad_jax.config import ModelConfig
 from sptad_jax.inference.export import to_torch
 from sptad_jax.models import soi_align
-from sptad_jax.models.conv3d import Mode, Size3, fit_to_device, max_pool3d
+from sptad_jax.models.conv3d import Mode, Size3, fit_to_device
+from sptad_jax.models.max_pool3d import max_pool3d
 from sptad_jax.models.pretrained import flatten
 from sptad_jax.models.sparse_interaction import SparseInteraction
 

@@ -11,6 +11,7 @@ import pytest
 
 from sptad_jax.config import ModelConfig
 from sptad_jax.models import conv3d
+from sptad_jax.models.max_pool3d import max_pool3d
 from tests.reference.arrays import normal
 from tests.reference.parameters import run_once
 
@@ -72,7 +73,7 @@ def test_max_pool_is_the_obvious_loop(window, strides, size):
             expected[(b, *index, c)] = block[where]
             gradient[(b, *(w + s.start for w, s in zip(where, cut)), c)] += 1 + c
     for mode in ("direct", "decomposed"):
-        pooled, (found,) = value_and_vjp(lambda x, mode=mode: conv3d.max_pool3d(x, window, strides, mode), (x,),
+        pooled, (found,) = value_and_vjp(lambda x, mode=mode: max_pool3d(x, window, strides, mode), (x,),
                                          np.broadcast_to(np.float32([1, 2]), expected.shape))
         np.testing.assert_array_equal(pooled, expected)
         np.testing.assert_allclose(found, gradient, rtol=1e-6)

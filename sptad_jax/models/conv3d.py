@@ -1,4 +1,4 @@
-"""3-D convolution and max pooling with SAME padding, as XLA has them and in forms that a CPU is fast at."""
+"""3-D convolution with SAME padding, as XLA has it and in forms that a CPU is fast at."""
 
 import dataclasses
 import functools
@@ -6,7 +6,6 @@ import pathlib
 import warnings
 from typing import Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,61 +102,7 @@ def conv3d(x: Array, kernel: Array, strides: Size3, mode: Mode) -> Array:
     return _conv_by_onednn(x, kernel, strides) if mode == "onednn" else _conv_as_2d(x, kernel, strides)
 
 
-def max_pool3d(x: Array, window: Size3, strides: Size3, mode: Mode) -> Array:
-    """Max pooling of [B, T, H, W, C] with SAME padding (padded samples never win).
-
-    "direct" is XLA's `reduce_window`, whose gradient is an order of magnitude slower on CPU; the others take the
-    maximum axis by axis over shifted slices. Where samples tie, the first in time, height and width has the gradient.
-    """
-    with jax.named_scope("max_pool"):
-        return nn.max_pool(x, window, strides, "SAME") if mode == "direct" else _max_by_axis(x, window, strides)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _max_by_axis(x: Array, window: Size3, strides: Size3) -> Array:
-    return _running_maxima(x, window, strides)[-1].astype(x.dtype)
-
-
-def _running_maxima(x: Array, window: Size3, strides: Size3) -> list[Array]:
-    """`x` and its maxima along the width, then the height, then the time. XLA's CPU code for a bfloat16 maximum is four
-    times slower, hence in float32."""
-    maxima = [x.astype(wide(x))]
-    for axis in (3, 2, 1):
-        taps = _taps(maxima[-1], axis, window[axis - 1], strides[axis - 1], -jnp.inf)
-        maxima.append(functools.reduce(jnp.maximum, taps))
-    return maxima
-
-
-def _max_by_axis_backward(window: Size3, strides: Size3, x: Array, gradient: Array) -> tuple[Array]:
-    """By `x` alone: its maxima cost less than to keep them. The barriers have XLA compute each array once."""
-    maxima = lax.optimization_barrier(_running_maxima(x, window, strides)[:-1])
-    gradient = gradient.astype(wide(x))
-    for axis, seen in zip((1, 2, 3), reversed(maxima)):
-        gradient = lax.optimization_barrier(gradient)
-        gradient = _to_first_maximum(seen, gradient, axis, window[axis - 1], strides[axis - 1])
-    return (gradient.astype(x.dtype),)
-
-
-def _to_first_maximum(x: Array, gradient: Array, axis: int, window: int, stride: int) -> Array:
-    """The gradient by `x` of its maxima along one axis: each goes to the first sample that no later one exceeds."""
-    taps = _taps(x, axis, window, stride, -jnp.inf)
-    lead = same_padding(x.shape[axis], window, stride)[0]
-    by_x, unclaimed = jnp.zeros_like(x), jnp.ones(gradient.shape, bool)
-    for tap, sample in enumerate(taps):
-        wins = functools.reduce(jnp.logical_and, (sample >= later for later in taps[tap + 1 :]), unclaimed)
-        unclaimed &= ~wins
-        first = tap - lead
-        last = first + (gradient.shape[axis] - 1) * stride
-        padding = [(0, 0, 0)] * x.ndim
-        padding[axis] = (first, x.shape[axis] - 1 - last, stride - 1)  # negative ones cut what fell on padding
-        by_x += lax.pad(jnp.where(wins, gradient, 0.0), jnp.zeros((), gradient.dtype), padding)
-    return by_x
-
-
-_max_by_axis.defvjp(lambda x, window, strides: (_max_by_axis(x, window, strides), x), _max_by_axis_backward)
-
-
-def _taps(x: Array, axis: int, window: int, stride: int, fill: float) -> list[Array]:
+def taps(x: Array, axis: int, window: int, stride: int, fill: float) -> list[Array]:
     """The `window` shifted, strided views of `x` along `axis` after SAME padding with `fill`."""
     length = -(-x.shape[axis] // stride)
     padding = [(0, 0)] * x.ndim
@@ -228,7 +173,7 @@ _conv_by_onednn.defvjp(_conv_by_onednn_forward, _conv_by_onednn_backward)
 
 def _fold_time(x: Array, time: int, stride: int) -> Array:
     """[B, T, H, W, C] -> [B ceil(T / stride), H, W, time C], pictures with the temporal taps beside one another."""
-    x = jnp.concatenate(_taps(x, 1, time, stride, 0.0), axis=-1)
+    x = jnp.concatenate(taps(x, 1, time, stride, 0.0), axis=-1)
     return x.reshape(-1, *x.shape[2:])
 
 
@@ -294,7 +239,7 @@ def _kernel_product(x: Array, gradient: Array, shape: tuple[int, ...], strides: 
     lead = same_padding(x.shape[2], width, stride)[0]
     x = jnp.pad(x, ((0, 0), (0, 0), (lead, places * stride - x.shape[2] - lead), (0, 0)))
     x = x.reshape(*x.shape[:2], places, stride * channels)
-    seen = jnp.concatenate(_taps(x, 1, height, strides[0], 0.0), axis=-1)
+    seen = jnp.concatenate(taps(x, 1, height, strides[0], 0.0), axis=-1)
     gradient = jnp.pad(gradient, ((0, 0), (0, 0), (shifts - 1, shifts - 1), (0, 0)))
     moved = [gradient[:, :, shifts - 1 - shift:][:, :, :places] for shift in range(shifts)]
     seen, became = lax.optimization_barrier((seen, jnp.concatenate(moved, axis=-1)))
@@ -307,6 +252,6 @@ _conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 
 def _conv_as_product(x: Array, kernel: Array, strides: Size3) -> Array:
     for axis in (1, 2, 3):
-        x = jnp.concatenate(_taps(x, axis, kernel.shape[axis - 1], strides[axis - 1], 0.0), axis=-1)
+        x = jnp.concatenate(taps(x, axis, kernel.shape[axis - 1], strides[axis - 1], 0.0), axis=-1)
     # The taps of the axis taken last vary slowest in the columns.
     return jnp.einsum("bthwc,co->bthwo", x, jnp.transpose(kernel, (2, 1, 0, 3, 4)).reshape(-1, kernel.shape[-1]))

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from sptad_jax.errors import UserError
-from sptad_jax.models.conv3d import Mode, Size3, conv3d, max_pool3d
+from sptad_jax.models.conv3d import Mode, Size3, conv3d
+from sptad_jax.models.max_pool3d import max_pool3d
 from sptad_jax.precision import wide
 
 Array = jax.Array
